@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Calls and constants of glibc that are behind _GNU_SOURCE or are macros, so that Swift does not see them.
+// Each wrapper has the contract of the call it names: -1 and errno on failure.
+#ifndef CXEN_POSIX_H
+#define CXEN_POSIX_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+int cxen_memfd_create(const char *name, unsigned int flags);
+int cxen_accept4(int fd, int flags);
+int cxen_pipe2(int fds[2], int flags);
+int cxen_fallocate(int fd, int mode, off_t offset, off_t length);
+ssize_t cxen_preadv2(int fd, const struct iovec *vectors, int count, off_t offset, int flags);
+ssize_t cxen_pwritev2(int fd, const struct iovec *vectors, int count, off_t offset, int flags);
+int cxen_gettid(void);
+int cxen_set_thread_name(const char *name);
+int cxen_peer_credentials(int fd, pid_t *pid, uid_t *uid);
+
+// fcntl with an argument, which is variadic in C.
+int cxen_get_status_flags(int fd);
+int cxen_set_status_flags(int fd, int flags);
+int cxen_set_cloexec(int fd, int on);
+// F_OFD_SETLK on the whole file: 0, or -1 with EAGAIN when another open file description holds a lock.
+int cxen_lock_whole_file(int fd, int exclusive);
+// BLKGETSIZE64 and BLKSSZGET of a block device; BLKDISCARD and BLKZEROOUT of a byte range.
+int cxen_block_device_size(int fd, uint64_t *bytes);
+int cxen_block_device_sector_size(int fd, int *bytes);
+int cxen_block_device_discard(int fd, uint64_t offset, uint64_t length, int secure);
+int cxen_block_device_zero(int fd, uint64_t offset, uint64_t length);
+int cxen_is_block_device(mode_t mode);
+int cxen_is_regular_file(mode_t mode);
+
+// One datagram or a stretch of a stream, with up to 16 descriptors. `fd_count` is in and out on receiving;
+// received descriptors are close-on-exec.
+ssize_t cxen_send_with_fds(int socket, const void *data, size_t length, const int *fds, size_t fd_count);
+ssize_t cxen_receive_with_fds(int socket, void *data, size_t length, int *fds, size_t *fd_count);
+
+// Tells the processor that this is a spin loop.
+static inline void cxen_spin_hint(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+extern const int cxen_O_DIRECT;
+extern const int cxen_O_CLOEXEC;
+extern const int cxen_O_NONBLOCK;
+extern const int cxen_O_TMPFILE;
+extern const int cxen_MFD_CLOEXEC;
+extern const int cxen_FALLOC_FL_KEEP_SIZE;
+extern const int cxen_FALLOC_FL_PUNCH_HOLE;
+extern const int cxen_FALLOC_FL_ZERO_RANGE;
+extern const int cxen_RWF_NOWAIT;
+extern const int cxen_MAP_POPULATE;
+extern const int cxen_SEEK_DATA;
+extern const int cxen_SEEK_HOLE;
+
+#endif

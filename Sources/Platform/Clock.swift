@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Glibc
+
+/// The monotonic clock, cheap enough for the data path (about 25 ns).
+public enum MonotonicClock {
+  /// Nanoseconds since some moment in the past; never goes back.
+  public static func nanoseconds() -> UInt64 {
+    var now = timespec()
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return UInt64(now.tv_sec) &* 1_000_000_000 &+ UInt64(now.tv_nsec)
+  }
+}

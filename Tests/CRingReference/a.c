@@ -1,0 +1,1 @@
+void cring_placeholder(void); void cring_placeholder(void) {}
