@@ -46,7 +46,8 @@ public struct MappedRegion: ~Copyable, @unchecked Sendable {
   ///   - offset: where in the file, in bytes, a multiple of the page size.
   ///   - byteCount: rounded up to whole pages; more than zero.
   ///   - writable: whether the mapping may be written.
-  public init(sharing descriptor: Int32, offset: Int = 0, byteCount: Int, writable: Bool = true) throws(Errno) {
+  public init(sharing descriptor: Int32, offset: Int = 0, byteCount: Int, writable: Bool = true) throws(Errno)
+  {
     try self.init(
       byteCount: byteCount, protection: writable ? PROT_READ | PROT_WRITE : PROT_READ,
       flags: Int32(MAP_SHARED), descriptor: descriptor, offset: offset)

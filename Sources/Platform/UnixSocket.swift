@@ -26,7 +26,9 @@ public enum UnixSocket {
   ///   - path: at most 107 bytes.
   ///   - mode: the permissions of the socket file, set before anyone can connect.
   /// - Returns: the listening socket, non-blocking and close-on-exec. The caller removes the path when done.
-  public static func listen(path: String, mode: FilePermissions = [.ownerReadWrite]) throws(ListenError) -> OwnedDescriptor {
+  public static func listen(path: String, mode: FilePermissions = [.ownerReadWrite]) throws(ListenError)
+    -> OwnedDescriptor
+  {
     let socket = try makeSocket()
     do throws(ListenError) {
       try bind(socket.raw, path, mode)
