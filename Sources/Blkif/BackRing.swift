@@ -60,7 +60,9 @@ public struct BackRing: ~Copyable {
     return claimed &- consumer
   }
 
-  /// Takes one request out of the ring (RING_COPY_REQUEST). Only as often as `availableRequests` said.
+  /// Takes one request out of the ring (RING_COPY_REQUEST).
+  ///
+  /// Only as often as `availableRequests` said.
   ///
   /// - Parameter buffer: receives a private copy, at least 112 bytes.
   /// - Returns: a view of that copy; its contents are unchecked.

@@ -94,7 +94,9 @@ public struct FrontRing: ~Copyable {
     return count
   }
 
-  /// Takes one response out of the ring. Only as often as `availableResponses` said.
+  /// Takes one response out of the ring.
+  ///
+  /// Only as often as `availableResponses` said.
   ///
   /// - Returns: a private copy, each word read once; its contents are unchecked.
   @inlinable

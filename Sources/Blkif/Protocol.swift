@@ -73,8 +73,9 @@ public enum ResponseStatus: Sendable, Equatable {
   }
 }
 
-/// Whether the other end has to be told that something new is in the ring. The answer may not be ignored: a
-/// missed notification is a request that waits for ever.
+/// Whether the other end has to be told that something new is in the ring.
+///
+/// The answer may not be ignored: a missed notification is a request that waits for ever.
 public enum NotifyPeer: Sendable {
   /// Notify through the event channel.
   case required
@@ -82,7 +83,9 @@ public enum NotifyPeer: Sendable {
   case notRequired
 }
 
-/// How the other end broke the ring protocol. The ring is of no use afterwards.
+/// How the other end broke the ring protocol.
+///
+/// The ring is of no use afterwards.
 public enum RingViolation: Error, Equatable, Sendable, CustomStringConvertible {
   /// `rsp_prod` claims more responses than there are requests outstanding.
   case tooManyResponses(claimed: UInt32, outstanding: UInt32)

@@ -11,7 +11,9 @@
 internal import CXen
 public import Synchronization
 
-/// A view of a ring's shared pages. Does not own them.
+/// A view of a ring's shared pages.
+///
+/// Does not own them.
 @usableFromInline
 struct SharedRing {
   @usableFromInline let base: UnsafeMutableRawPointer

@@ -49,7 +49,9 @@ public struct Segment: Equatable, Sendable {
   }
 }
 
-/// A cleared slot of the ring that a request is written into. Valid until the ring is published.
+/// A cleared slot of the ring that a request is written into.
+///
+/// Valid until the ring is published.
 public struct RequestSlot {
   @usableFromInline let address: UnsafeMutableRawPointer
   @usableFromInline let layout: RingLayout
@@ -136,7 +138,9 @@ public struct RequestSlot {
   }
 }
 
-/// A private copy of a request. Untrusted: every field can be anything.
+/// A private copy of a request.
+///
+/// Untrusted: every field can be anything.
 public struct WireRequest {
   @usableFromInline let copy: UnsafeRawPointer
   @usableFromInline let layout: RingLayout
@@ -193,7 +197,9 @@ public struct WireRequest {
   }
 }
 
-/// A private copy of a response. Untrusted: every field can be anything.
+/// A private copy of a response.
+///
+/// Untrusted: every field can be anything.
 public struct WireResponse: Equatable, Sendable {
   /// The number of the request that it answers.
   public let id: UInt64

@@ -38,7 +38,9 @@ public enum Key {
   public static let multiQueueNumQueues = "multi-queue-num-queues"
   /// The directory of one of several queues.
   public static func queue(_ index: Int) -> String { "queue-\(index)" }
-  /// From the frontend: it reuses its grants. From the backend: it keeps them mapped.
+  /// From the frontend: it reuses its grants.
+  ///
+  /// From the backend: it keeps them mapped.
   public static let featurePersistent = "feature-persistent"
 
   // The backend's directory.

@@ -9,7 +9,9 @@
 
 public import CXen
 
-/// A block device as one worker thread of the NBD service uses it. Every call comes from that thread.
+/// A block device as one worker thread of the NBD service uses it.
+///
+/// Every call comes from that thread.
 ///
 /// No call waits, and none allocates once the first requests have gone through.
 public protocol BlockTarget: AnyObject {

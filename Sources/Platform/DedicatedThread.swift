@@ -44,7 +44,9 @@ public final class DedicatedThread: Sendable {
     handle = thread
   }
 
-  /// Waits until the closure has returned. A second call returns at once.
+  /// Waits until the closure has returned.
+  ///
+  /// A second call returns at once.
   public func join() {
     joined.withLock { done in
       if done { return }

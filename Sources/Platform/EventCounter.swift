@@ -23,10 +23,14 @@ public struct EventCounter: ~Copyable, Sendable {
     descriptor = raw
   }
 
-  /// The eventfd, readable while the counter is not zero. Owned by this value.
+  /// The eventfd, readable while the counter is not zero.
+  ///
+  /// Owned by this value.
   public var fileDescriptor: Int32 { descriptor.raw }
 
-  /// Makes the descriptor readable. Safe from any thread and from a signal handler.
+  /// Makes the descriptor readable.
+  ///
+  /// Safe from any thread and from a signal handler.
   public func signal() {
     var one: UInt64 = 1
     _ = Glibc.write(descriptor.raw, &one, 8)

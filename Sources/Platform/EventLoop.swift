@@ -18,9 +18,13 @@ public struct Readiness: OptionSet, Sendable {
   public static let readable = Readiness(rawValue: 0x001)
   /// Data can be written (EPOLLOUT).
   public static let writable = Readiness(rawValue: 0x004)
-  /// An error is pending (EPOLLERR). Always reported.
+  /// An error is pending (EPOLLERR).
+  ///
+  /// Always reported.
   public static let error = Readiness(rawValue: 0x008)
-  /// Both directions were shut down (EPOLLHUP). Always reported.
+  /// Both directions were shut down (EPOLLHUP).
+  ///
+  /// Always reported.
   public static let hangup = Readiness(rawValue: 0x010)
   /// The peer will send nothing more (EPOLLRDHUP).
   public static let peerClosed = Readiness(rawValue: 0x2000)

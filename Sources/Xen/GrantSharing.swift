@@ -56,7 +56,9 @@ public struct UnmapNotification: Sendable {
 
 /// Pages shared by one call: unshared all together, at the latest when the last reference goes.
 public final class SharedPages: Sendable {
-  /// The first byte. Zeroed at first; the other domain may change any byte at any time.
+  /// The first byte.
+  ///
+  /// Zeroed at first; the other domain may change any byte at any time.
   public nonisolated(unsafe) let baseAddress: UnsafeMutableRawPointer
   /// One grant reference for each page, in the order of the pages.
   public let references: [GrantRef]

@@ -2,7 +2,9 @@
 //
 // One place to get handles from: libxen on a Xen guest, or a domain of the loopback.
 
-/// A Xen as one domain sees it. Each call opens a handle of its own.
+/// A Xen as one domain sees it.
+///
+/// Each call opens a handle of its own.
 public protocol XenSystem: Sendable {
   /// For people: "libxen" or "loopback /run/…, domain 1".
   var description: String { get }

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The free list of persistent grants, after NetBSD's xbd_xenbus: pages that are shared with the backend once and
+// then used for one request after another. Last in, first out: the pages in use stay few, warm in the caches,
+// and mapped in the backend.
+//
+//   unused indices ──share(chunk)──► free list ──take(n)──► a request's list ──put──► free list (in the same order)
+//
+// Pages are numbered; three arrays say for each number where it is, its grant reference, and what follows it in
+// its list. A request's pages are one such list, so that taking and giving back any number of them allocates
+// nothing, and giving back is one splice that keeps neighbours next to each other.
+
+internal import Blkif
+internal import Platform
+internal import Xen
+
+/// How pages come to be shared with the backend.
+public enum GrantMode: String, Sendable, CaseIterable {
+  /// Shared once and kept: the free list.
+  case persistent
+  /// Shared for one operation and unshared behind it; to measure what persistence saves.
+  case perRequest = "per-request"
+}
+
+/// A list of pages taken from a pool: first and last number and the count.
+///
+/// Owned by whoever took it.
+struct PageList {
+  var first: Int32 = -1
+  var last: Int32 = -1
+  var count: Int32 = 0
+  var isEmpty: Bool { count == 0 }
+
+  /// Takes the first pages off the list.
+  ///
+  /// - Parameter wanted: 1 or more, and not more than there are.
+  mutating func cut(_ wanted: Int, _ links: UnsafeMutablePointer<Int32>) -> PageList {
+    var end = first
+    for _ in 1..<max(wanted, 1) { end = links[Int(end)] }
+    let taken = PageList(first: first, last: end, count: Int32(wanted))
+    first = links[Int(end)]
+    count -= Int32(wanted)
+    if count == 0 { self = PageList() }
+    links[Int(end)] = -1
+    return taken
+  }
+}
+
+/// The granted pages of one queue.
+///
+/// Used by the queue's thread only.
+struct GrantPool: ~Copyable {
+  /// Pages shared by one call where there is room: few enough to give back, many enough to be cheap.
+  static let chunkPages = 64
+
+  private let sharing: any GrantSharing
+  private let backend: DomainID
+  let mode: GrantMode
+  /// The most pages that the pool may have; shrinks when the domain's limit is met.
+  private(set) var bound: Int
+  private let capacity: Int
+  private let addresses: UnsafeMutablePointer<UnsafeMutableRawPointer>
+  private let references: UnsafeMutablePointer<GrantRef>
+  private let links: UnsafeMutablePointer<Int32>
+  private var free = PageList()
+  private var unused = PageList()
+  private var chunks: [SharedPages] = []
+  /// Chunks of the mode `perRequest`, by the number of their first page.
+  private var transient: [Int32: SharedPages] = [:]
+  /// Pages that are shared now.
+  private(set) var sharedPages = 0
+  /// The most pages that were in use at once.
+  private(set) var highWater = 0
+  /// Grants made so far, and ended.
+  private(set) var grantsMade: UInt64 = 0
+  private(set) var grantsEnded: UInt64 = 0
+  /// Pages taken that had been shared before: what persistence saved.
+  private(set) var grantsReused: UInt64 = 0
+  /// Set when the domain's limit made the pool smaller than it was meant to be; told once.
+  private(set) var limitMessage: String?
+
+  /// Creates a pool with nothing shared yet.
+  ///
+  /// - Parameters:
+  ///   - sharing: where grants come from.
+  ///   - backend: who may map the pages.
+  ///   - bound: the most pages, 1 or more.
+  init(sharing: any GrantSharing, backend: DomainID, mode: GrantMode, bound: Int) {
+    self.sharing = sharing
+    self.backend = backend
+    self.mode = mode
+    self.bound = bound
+    capacity = bound
+    addresses = .allocate(capacity: bound)
+    references = .allocate(capacity: bound)
+    links = .allocate(capacity: bound)
+    for index in 0..<bound {
+      links[index] = index + 1 < bound ? Int32(index + 1) : -1
+    }
+    unused = PageList(first: 0, last: Int32(bound - 1), count: Int32(bound))
+  }
+
+  deinit {
+    // The pages themselves go with `chunks`: unsharing is what SharedPages does on its end.
+    addresses.deallocate()
+    references.deallocate()
+    links.deallocate()
+  }
+
+  /// Pages in use by requests.
+  var pagesInUse: Int { mode == .persistent ? sharedPages - Int(free.count) : sharedPages }
+
+  /// Pages that `take` could give, if the domain's limit allows.
+  var available: Int { bound - pagesInUse }
+
+  // MARK: Taking and giving back
+
+  /// Takes pages; what they hold is left over from earlier requests to the same backend.
+  ///
+  /// - Parameter count: 1 or more.
+  /// - Returns: a list, or nil when there are not that many.
+  mutating func take(_ count: Int) -> PageList? {
+    if mode == .perRequest { return takeTransient(count) }
+    let reused = min(count, Int(free.count))
+    while free.count < count {
+      guard grow(atLeast: count - Int(free.count)) else { return nil }
+    }
+    grantsReused &+= UInt64(reused)
+    let list = free.cut(count, links)
+    highWater = max(highWater, pagesInUse)
+    return list
+  }
+
+  /// Gives pages back to the front of the free list, in their order.
+  mutating func put(_ list: PageList) {
+    guard list.count > 0 else { return }
+    if mode == .perRequest { return putTransient(list) }
+    links[Int(list.last)] = free.first
+    if free.count == 0 { free.last = list.last }
+    free.first = list.first
+    free.count += list.count
+  }
+
+  @inline(__always)
+  func address(_ page: Int32) -> UnsafeMutableRawPointer { addresses[Int(page)] }
+  @inline(__always)
+  func reference(_ page: Int32) -> GrantRef { references[Int(page)] }
+  @inline(__always)
+  func next(_ page: Int32) -> Int32 { links[Int(page)] }
+
+  // MARK: Sharing
+
+  /// Shares another chunk; smaller ones when the domain's limit is near.
+  private mutating func grow(atLeast needed: Int) -> Bool {
+    let room = bound - sharedPages
+    guard room >= needed else { return false }
+    var count = min(room, max(Self.chunkPages, needed))
+    while true {
+      do throws(XenError) {
+        let chunk = try sharing.share(pages: count, with: backend, writable: true)
+        chunks.append(chunk)
+        put(adopt(chunk))
+        return true
+      } catch {
+        guard count > 1 else {
+          meetLimit(error)
+          return false
+        }
+        count /= 2
+      }
+    }
+  }
+
+  /// The domain has no more pages for us: live with those we have, and say so.
+  private mutating func meetLimit(_ error: XenError) {
+    guard sharedPages < bound else { return }
+    limitMessage =
+      "the grant pool stays at \(sharedPages) of \(bound) pages, requests will wait for each other: \(error)"
+    bound = max(sharedPages, 1)
+  }
+
+  private mutating func adopt(_ chunk: SharedPages) -> PageList {
+    let list = unused.cut(chunk.pageCount, links)
+    var page = list.first
+    for index in 0..<chunk.pageCount {
+      addresses[Int(page)] = chunk.baseAddress + index * Page.size
+      references[Int(page)] = chunk.references[index]
+      page = links[Int(page)]
+    }
+    sharedPages += chunk.pageCount
+    grantsMade &+= UInt64(chunk.pageCount)
+    return list
+  }
+
+  private mutating func takeTransient(_ count: Int) -> PageList? {
+    guard available >= count else { return nil }
+    do throws(XenError) {
+      let chunk = try sharing.share(pages: count, with: backend, writable: true)
+      let list = adopt(chunk)
+      transient[list.first] = chunk
+      highWater = max(highWater, sharedPages)
+      return list
+    } catch {
+      if sharedPages == 0 { meetLimit(error) }
+      return nil
+    }
+  }
+
+  private mutating func putTransient(_ list: PageList) {
+    // Dropping the last reference unshares the pages.
+    transient[list.first] = nil
+    links[Int(list.last)] = unused.first
+    if unused.count == 0 { unused.last = list.last }
+    unused.first = list.first
+    unused.count += list.count
+    sharedPages -= Int(list.count)
+    grantsEnded &+= UInt64(list.count)
+  }
+
+  /// Takes the message about the domain's limit, once.
+  mutating func takeLimitMessage() -> String? {
+    defer { limitMessage = nil }
+    return limitMessage
+  }
+}

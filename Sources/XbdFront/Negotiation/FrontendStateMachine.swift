@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The frontend's half of the xenbus handshake as a pure value: events in, actions out (blkif.h: "STATE DIAGRAMS").
+// Whoever performs the actions is in DeviceDriver.swift; every order of states that backends are known to take can
+// be tried here without one.
+//
+//             backend ≥ 2          backend 4                 5 / close            drained
+//   waiting ───────────► published ─────────► connected ───────────► draining ───────────► closing ─► closed
+//      ▲   publish, own 3         connect, own 4                                   own 5        own 6
+//      └── resetting: an earlier user left its state behind (own 3, 4 or 5): 5, 6, then 1 again
+
+public import Xen
+
+/// The frontend's half of the handshake.
+public struct FrontendStateMachine: Sendable, Equatable {
+  /// Where the frontend stands.
+  public enum Phase: Sendable, Equatable {
+    /// Nothing has been looked at.
+    case idle
+    /// An earlier user's state is being closed: own state Closing.
+    case resettingClosing
+    /// The same, own state Closed.
+    case resettingClosed
+    /// The backend has not published its transport features.
+    case waitingForBackend
+    /// Ring and event channel are published; the backend has not connected.
+    case published
+    /// Requests flow.
+    case connected
+    /// No new requests; those in flight are waited for.
+    case draining(byBackend: Bool)
+    /// Own state Closing, the backend has not followed.
+    case closing
+    /// Own state Closed, the backend has not followed.
+    case closed
+    /// Everything is released.
+    case finished
+  }
+
+  /// What happened.
+  public enum Event: Sendable, Equatable {
+    /// The handshake begins; both states as they are found.
+    case started(own: XenbusState, backend: XenbusState)
+    /// The backend's state node fired; it may say the same as before.
+    case backendState(XenbusState)
+    /// The backend has been at Initialising for as long as patience lasts.
+    case graceExpired
+    /// The phase has taken too long.
+    case timedOut
+    /// The user wants the device closed.
+    case closeRequested
+    /// Nothing is in flight any more.
+    case drained
+    /// An action failed; the sentence says how.
+    case actionFailed(XbdError)
+    /// The frontend's own directory is gone: the toolstack took the device away by force.
+    case directoryRemoved
+    /// The backend broke the protocol.
+    case violation(String)
+  }
+
+  /// What to do.
+  public enum Action: Sendable, Equatable {
+    /// Write the own state node.
+    case setState(XenbusState)
+    /// Share rings, allocate event channels, write everything and state Initialised in one transaction.
+    case publish(assumeDefaults: Bool)
+    /// Read the device's properties and make the queues usable.
+    case connect
+    /// Read the size again.
+    case rereadSize
+    /// Refuse new requests and report when those in flight have ended.
+    case drain
+    /// End everything in flight with an error: nobody will answer.
+    case failInFlight
+    /// Let go of rings, pages and event channels.
+    case release
+    /// Wait for the backend's next step, with the time that the phase allows.
+    case startTimer
+    /// Wait for the grace period in case the backend stays at Initialising.
+    case startGraceTimer
+    /// The handshake or the device has failed; tell whoever waits.
+    case fail(XbdError)
+  }
+
+  /// Where the frontend stands.
+  public private(set) var phase = Phase.idle
+  /// The backend's state as last seen.
+  public private(set) var backend = XenbusState.unknown
+
+  /// A machine that has seen nothing.
+  public init() {}
+
+  /// Takes one event.
+  ///
+  /// - Returns: what to do, in order.
+  public mutating func handle(_ event: Event) -> [Action] {
+    switch event {
+    case .started(let own, let backend):
+      self.backend = backend
+      return start(own)
+    case .backendState(let state):
+      backend = state
+      return backendMoved()
+    case .graceExpired:
+      guard phase == .waitingForBackend, backend == .initialising else { return [] }
+      return publish(assumeDefaults: true)
+    case .timedOut:
+      return timedOut()
+    case .closeRequested:
+      return closeRequested()
+    case .drained:
+      guard case .draining(let byBackend) = phase else { return [] }
+      if byBackend {
+        phase = .closed
+        return [.setState(.closed), .startTimer] + backendMoved()
+      }
+      phase = .closing
+      return [.setState(.closing), .startTimer] + backendMoved()
+    case .actionFailed(let error):
+      return fail(error)
+    case .directoryRemoved:
+      guard phase != .finished else { return [] }
+      phase = .finished
+      return [
+        .failInFlight, .release,
+        .fail(XbdError(.backendGone, "the device was removed: its xenstore directory is gone")),
+      ]
+    case .violation(let sentence):
+      guard phase == .connected || isDraining else { return [] }
+      phase = .closing
+      return [.fail(XbdError(.violation, sentence)), .setState(.closing), .startTimer] + backendMoved()
+    }
+  }
+
+  private var isDraining: Bool {
+    if case .draining = phase { return true }
+    return false
+  }
+
+  private mutating func start(_ own: XenbusState) -> [Action] {
+    switch own {
+    case .initialised, .connected, .initWait, .closing, .reconfiguring, .reconfigured:
+      // Nobody resets the state of a frontend that died.
+      phase = .resettingClosing
+      return [.setState(.closing), .startTimer] + backendMoved()
+    case .unknown, .initialising, .closed:
+      return beginWaiting()
+    }
+  }
+
+  private mutating func beginWaiting() -> [Action] {
+    phase = .waitingForBackend
+    return [.setState(.initialising), .startTimer, .startGraceTimer] + backendMoved()
+  }
+
+  private mutating func backendMoved() -> [Action] {
+    switch (phase, backend) {
+    case (.resettingClosing, .closing), (.resettingClosing, .closed), (.resettingClosing, .initialising),
+      (.resettingClosing, .initWait), (.resettingClosing, .unknown):
+      phase = .resettingClosed
+      return [.setState(.closed), .startTimer] + backendMoved()
+    case (.resettingClosed, .closed), (.resettingClosed, .initialising), (.resettingClosed, .initWait):
+      return beginWaiting()
+
+    case (.waitingForBackend, .initWait), (.waitingForBackend, .initialised),
+      (.waitingForBackend, .connected):
+      return publish(assumeDefaults: false)
+    case (.waitingForBackend, .unknown):
+      return fail(XbdError(.backendGone, "the backend has no state node: its directory is gone"))
+
+    case (.published, .connected):
+      phase = .connected
+      return [.connect, .setState(.connected)]
+    case (.published, .closing), (.published, .closed), (.published, .unknown):
+      return fail(
+        XbdError(.backendGone, "the backend went to state \(backend) instead of connecting"))
+
+    case (.connected, .connected):
+      return [.rereadSize]
+    case (.connected, .closing):
+      phase = .draining(byBackend: true)
+      return [.drain, .startTimer]
+    case (.connected, .closed), (.connected, .unknown), (.connected, .initialising), (.connected, .initWait),
+      (.draining, .closed), (.draining, .unknown):
+      phase = .closed
+      return [
+        .failInFlight,
+        .fail(XbdError(.backendGone, "the backend left without closing: it is at state \(backend)")),
+        .setState(.closed), .startTimer,
+      ] + backendMoved()
+
+    case (.closing, .closing), (.closing, .closed), (.closing, .unknown), (.closing, .initialising):
+      phase = .closed
+      return [.setState(.closed), .startTimer] + backendMoved()
+    case (.closed, .closed), (.closed, .unknown), (.closed, .initialising), (.closed, .initWait):
+      phase = .finished
+      return [.release]
+    default:
+      return []
+    }
+  }
+
+  private mutating func publish(assumeDefaults: Bool) -> [Action] {
+    phase = .published
+    return [.publish(assumeDefaults: assumeDefaults), .startTimer] + backendMoved()
+  }
+
+  private mutating func closeRequested() -> [Action] {
+    switch phase {
+    case .connected:
+      phase = .draining(byBackend: false)
+      return [.drain, .startTimer]
+    case .idle:
+      phase = .finished
+      return []
+    case .waitingForBackend, .published, .resettingClosing, .resettingClosed:
+      phase = .closing
+      return [.setState(.closing), .startTimer] + backendMoved()
+    case .draining, .closing, .closed, .finished:
+      return []
+    }
+  }
+
+  private mutating func timedOut() -> [Action] {
+    switch phase {
+    case .resettingClosing, .resettingClosed:
+      // The backend does not follow; perhaps it will start afresh all the same.
+      return beginWaiting()
+    case .waitingForBackend:
+      return fail(
+        XbdError(.timedOut, "the backend stays at state \(backend) and does not go to InitWait"))
+    case .published:
+      return fail(
+        XbdError(.timedOut, "the backend stays at state \(backend) and does not connect to the ring"))
+    case .draining(let byBackend):
+      phase = byBackend ? .closed : .closing
+      return [.failInFlight, .setState(byBackend ? .closed : .closing), .startTimer] + backendMoved()
+    case .closing:
+      phase = .closed
+      return [.setState(.closed), .startTimer] + backendMoved()
+    case .closed:
+      phase = .finished
+      return [.release]
+    case .idle, .connected, .finished:
+      return []
+    }
+  }
+
+  /// Something went wrong before the device was of use: close what there is.
+  private mutating func fail(_ error: XbdError) -> [Action] {
+    guard phase != .finished else { return [] }
+    phase = .finished
+    return [.fail(error), .failInFlight, .setState(.closing), .setState(.closed), .release]
+  }
+}

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A queue of a connected device, as its one owner thread uses it. The thread runs to completion: it submits what
+// it has, calls `poll`, and sleeps on `descriptors` only after `armWakeup` has said that it may.
+
+internal import Blkif
+public import CXen
+internal import Platform
+internal import Synchronization
+internal import Xen
+
+/// A backend that runs on the frontend's own thread, so that a request costs no switch of thread.
+public protocol InlineBackend: AnyObject, Sendable {
+  /// Serves what is in the ring.
+  ///
+  /// - Returns: whether anything was done.
+  func run() -> Bool
+  /// Readable when `run` should be called although nothing was published; -1 when that never happens.
+  var wakeDescriptor: Int32 { get }
+}
+
+/// One queue: a ring, its granted pages and its operations.
+///
+/// Every call but `wake` comes from the owner thread.
+public final class BlockQueue: @unchecked Sendable {
+  // SAFETY: the core is touched by the owner thread only; `wakeup` and `control` are safe from any thread.
+  private let core: UnsafeMutablePointer<QueueCore>
+  private let channels: any EventChannels
+  private let port: EventChannelPort
+  private let ringPages: SharedPages
+  private let wakeup: EventCounter
+  let control: QueueControl
+  private var inlineBackend: (any InlineBackend)?
+  /// Set by `wake`, so that a poll without one costs no system call.
+  private let wasWoken = Atomic<Bool>(false)
+  private var isArmed = false
+  private var maskedPort = false
+  private var reportedViolation = false
+
+  /// Called from `poll` for every operation that ended.
+  ///
+  /// The callback may begin, submit, cancel and release.
+  public var onCompletion: (Completion) -> Void = { _ in }
+
+  init(
+    core: consuming QueueCore, channels: any EventChannels, port: EventChannelPort, ringPages: SharedPages,
+    control: QueueControl, wakeup: consuming EventCounter
+  ) {
+    self.core = .allocate(capacity: 1)
+    self.core.initialize(to: core)
+    self.channels = channels
+    self.port = port
+    self.ringPages = ringPages
+    self.control = control
+    self.wakeup = wakeup
+    control.attach(wake: { [weak self] in self?.wake() })
+    self.core.pointee.gate.register { [weak self] in self?.wake() }
+  }
+
+  deinit {
+    core.deinitialize(count: 1)
+    core.deallocate()
+  }
+
+  // MARK: Operations
+
+  /// Takes on a request and finds memory for its payload.
+  ///
+  /// - Parameter tag: comes back with the completion.
+  /// - Returns: the operation, to be submitted or cancelled; nil when resources are short: try again after `poll`.
+  ///   A request that cannot succeed is taken on too and fails when it is submitted.
+  public func begin(_ request: BlockRequest, tag: UInt64) -> OperationID? {
+    core.pointee.begin(request, tag: tag)
+  }
+
+  /// The memory of a write that was begun, to be filled, or of a read that completed, to be used.
+  ///
+  /// - Parameters:
+  ///   - byteOffset: where in the request's bytes to start.
+  ///   - vectors: filled from the front; when they are too few, call again with a greater offset.
+  /// - Returns: how many were filled.
+  public func vectors(
+    of operation: OperationID, from byteOffset: Int, into vectors: UnsafeMutableBufferPointer<iovec>
+  ) -> Int {
+    core.pointee.vectors(of: operation, from: byteOffset, into: vectors)
+  }
+
+  /// Lets an operation run.
+  public func submit(_ operation: OperationID) { core.pointee.submit(operation) }
+
+  /// Gives up an operation that was begun; nothing on the device changes.
+  public func cancel(_ operation: OperationID) { core.pointee.cancel(operation) }
+
+  /// Gives an operation's memory back; its number is of no use afterwards.
+  public func release(_ operation: OperationID) { core.pointee.release(operation) }
+
+  /// Operations submitted and not yet reported.
+  public var unfinishedOperations: Int { core.pointee.unfinished }
+
+  // MARK: Running
+
+  /// Moves everything forward that can move, and reports what ended.
+  ///
+  /// - Returns: whether any operation ended.
+  @discardableResult
+  public func poll() -> Bool {
+    if wasWoken.load(ordering: .relaxed) {
+      wasWoken.store(false, ordering: .sequentiallyConsistent)
+      wakeup.drain()
+    }
+    if isArmed {
+      isArmed = false
+      takeEvents()
+    }
+    if control.hasNews { applyNews() }
+    var ended = false
+    while true {
+      _ = core.pointee.retryParked()
+      core.pointee.issuePending()
+      publish()
+      let served = inlineBackend?.run() ?? false
+      let answered = core.pointee.reap()
+      while let completion = core.pointee.nextCompletion() {
+        ended = true
+        onCompletion(completion)
+      }
+      if !served && !answered { break }
+    }
+    reportTrouble()
+    if control.isDraining, core.pointee.unfinished == 0 { control.reportDrained() }
+    return ended
+  }
+
+  /// Asks to be woken through `descriptors`.
+  ///
+  /// Called before the thread sleeps.
+  ///
+  /// - Returns: false when there is work already: call `poll` instead of sleeping.
+  public func armWakeup() -> Bool {
+    // A backend on this thread is run by `poll`, not by events; what it still works on wakes its own descriptor.
+    if inlineBackend != nil { return !control.hasNews }
+    isArmed = true
+    if maskedPort {
+      maskedPort = false
+      do throws(XenError) { try channels.unmask(port) } catch { control.send(error.message) }
+    }
+    guard core.pointee.broken == nil else { return true }
+    return core.pointee.ring.armNotification() && !control.hasNews
+  }
+
+  /// Descriptors that become readable when `poll` should be called; constant once the queue is connected.
+  public var descriptors: [Int32] {
+    [wakeup.fileDescriptor, channels.fileDescriptor]
+      + (inlineBackend.map { $0.wakeDescriptor >= 0 ? [$0.wakeDescriptor] : [] } ?? [])
+  }
+
+  /// Makes the owner thread call `poll` soon.
+  ///
+  /// Safe from any thread.
+  public func wake() {
+    wasWoken.store(true, ordering: .sequentiallyConsistent)
+    wakeup.signal()
+  }
+
+  /// Lets a backend of the same process run on this queue's thread.
+  ///
+  /// Before the first `poll`.
+  public func runInline(_ backend: any InlineBackend) { inlineBackend = backend }
+
+  // MARK: Facts
+
+  /// What the queue was connected with, as it stands now.
+  public var parameters: QueueParameters { core.pointee.parameters }
+
+  /// What the queue has done so far.
+  public var counters: QueueCounters {
+    var counters = core.pointee.counters
+    counters.grantsMade = core.pointee.pool.grantsMade
+    counters.grantsEnded = core.pointee.pool.grantsEnded
+    counters.grantsReused = core.pointee.pool.grantsReused
+    counters.poolHighWater = UInt64(core.pointee.pool.highWater)
+    counters.poolPages = UInt64(core.pointee.pool.sharedPages)
+    counters.poolBound = UInt64(core.pointee.pool.bound)
+    return counters
+  }
+
+  /// How the backend broke the protocol, if it did.
+  public var violation: ProtocolViolation? { core.pointee.broken }
+
+  // MARK: Inside
+
+  private func publish() {
+    guard core.pointee.ring.hasUnpublished, core.pointee.broken == nil else { return }
+    switch core.pointee.ring.publish() {
+    case .required:
+      core.pointee.counters.notificationsSent &+= 1
+      do throws(XenError) { try channels.notify(port) } catch { control.send(error.message) }
+    case .notRequired:
+      core.pointee.counters.notificationsSuppressed &+= 1
+    }
+  }
+
+  /// Takes the events that woke us; the port stays masked until the ring has been looked through.
+  private func takeEvents() {
+    do throws(XenError) {
+      while try channels.nextPending() != nil {
+        maskedPort = true
+        core.pointee.counters.events &+= 1
+      }
+    } catch {
+      control.send(error.message)
+    }
+  }
+
+  /// The control thread has something to say: a new size, or that the device is closing.
+  private func applyNews() {
+    let news = control.takeNews()
+    if let sectors = news.sectorCount { core.pointee.parameters.sectorCount = sectors }
+    if let refusal = news.refusal { core.pointee.refusal = refusal }
+    if let status = news.failEverything { core.pointee.failAll(status) }
+  }
+
+  private func reportTrouble() {
+    if let message = core.pointee.pool.takeLimitMessage() { control.send(message) }
+    if !reportedViolation, let violation = core.pointee.broken {
+      reportedViolation = true
+      control.send(violation)
+    }
+  }
+}

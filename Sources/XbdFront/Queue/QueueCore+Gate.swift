@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Where the write gate meets the queue: which operations pass it, and which wait.
+
+extension QueueCore {
+  /// Lets an operation past the device's write gate.
+  ///
+  /// - Returns: false when it has to wait.
+  mutating func enterGate(_ slot: Int32) -> Bool {
+    let operation = operations + Int(slot)
+    switch operation.pointee.command {
+    case .read, .flush:
+      return true
+    case .write, .writeZeroes, .discard:
+      if operation.pointee.isUnaligned, operation.pointee.command != .discard {
+        guard alone < 0 || alone == slot else { return false }
+        // From here on others hold back, even if those in flight have to end first.
+        alone = slot
+        guard gate.enterAlone(queue: index) else { return false }
+        operation.pointee.step = .edges
+      } else {
+        guard alone < 0, gate.enter() else { return false }
+      }
+      operation.pointee.holdsGate = true
+      return true
+    }
+  }
+
+  mutating func leaveGate(_ slot: Int32) {
+    let operation = operations + Int(slot)
+    if alone == slot {
+      alone = -1
+      gate.leaveAlone(queue: index)
+    } else if operation.pointee.holdsGate {
+      gate.leave()
+    }
+    operation.pointee.holdsGate = false
+  }
+
+  /// Tries the operations that wait at the gate again, in their order.
+  ///
+  /// - Returns: whether any got through.
+  mutating func retryParked() -> Bool {
+    guard !parked.isEmpty else { return false }
+    var waiting = parked
+    var progress = false
+    parked = OperationList()
+    while !waiting.isEmpty {
+      let slot = waiting.first
+      waiting.removeFirst(operations)
+      if enterGate(slot) {
+        progress = true
+        enqueue(slot)
+      } else {
+        parked.append(slot, operations)
+      }
+    }
+    return progress
+  }
+}

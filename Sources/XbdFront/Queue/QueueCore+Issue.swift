@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// From operations to ring requests: an operation's range is cut into requests of at most as many segments as were
+// negotiated; each segment is a granted page or part of one. Everything that can fail is acquired first, then the
+// slot is filled.
+
+internal import Blkif
+internal import Platform
+internal import Xen
+
+extension QueueCore {
+  /// Puts as much as possible of what is pending into the ring, in order.
+  mutating func issuePending() {
+    while !pending.isEmpty {
+      let slot = pending.first
+      guard issue(slot) else { return }
+      pending.removeFirst(operations)
+      operations[Int(slot)].state = .active
+      if operations[Int(slot)].outstanding == 0 { advance(slot) }
+    }
+  }
+
+  /// Puts the present step of an operation into the ring.
+  ///
+  /// - Returns: false when ring or pages ran out before the end of it.
+  private mutating func issue(_ slot: Int32) -> Bool {
+    let operation = operations + Int(slot)
+    // Some part failed already: the rest would be for nothing.
+    if operation.pointee.status != .okay { return true }
+    switch operation.pointee.step {
+    case .edges: return issueEdges(slot)
+    case .flush: return issueFlush(slot)
+    case .main:
+      switch operation.pointee.command {
+      case .flush: return issueFlush(slot)
+      case .discard: return issueDiscard(slot)
+      case .read, .write, .writeZeroes: return issueData(slot)
+      }
+    }
+  }
+
+  /// Cuts a read or write into requests.
+  private mutating func issueData(_ slot: Int32) -> Bool {
+    let operation = operations + Int(slot)
+    while operation.pointee.issued < operation.pointee.alignedCount {
+      let left = operation.pointee.alignedCount - operation.pointee.issued
+      let issued =
+        operation.pointee.pages.isEmpty
+        ? issueCopied(slot, offset: operation.pointee.issued, atMost: left, role: .data)
+        : issueGranted(slot, atMost: left)
+      guard issued > 0 else { return false }
+      operation.pointee.issued += issued
+    }
+    return true
+  }
+
+  /// One request with pages that the operation itself holds.
+  ///
+  /// - Returns: bytes put into the ring; 0 when there was no room.
+  private mutating func issueGranted(_ slot: Int32, atMost left: UInt64) -> UInt64 {
+    guard hasRingSlot() else { return 0 }
+    let operation = operations + Int(slot)
+    var segments = min(parameters.maxSegments, pageCount(left))
+    var indirect = PageList()
+    if segments > BlkIf.maxDirectSegments {
+      if let list = pool.take(BlkIf.indirectPages(forSegments: segments)) {
+        indirect = list
+      } else {
+        segments = BlkIf.maxDirectSegments
+      }
+    }
+    let count = min(left, UInt64(segments) << Page.shift)
+    operation.pointee.cursor = push(
+      slot, offset: operation.pointee.issued, count: count, role: .data,
+      firstPage: operation.pointee.cursor, own: PageList(), indirect: indirect)
+    return count
+  }
+
+  /// One request with pages taken for it, filled from private memory (or with zeroes) if it is a write.
+  ///
+  /// - Returns: bytes put into the ring; 0 when there was no room.
+  private mutating func issueCopied(
+    _ slot: Int32, offset: UInt64, atMost left: UInt64, role: InFlightRecord.Role
+  ) -> UInt64 {
+    guard hasRingSlot() else { return 0 }
+    guard let (pages, indirect) = takePages(min(parameters.maxSegments, pageCount(left))) else { return 0 }
+    let count = min(left, UInt64(pages.count) << Page.shift)
+    if role == .data, operations[Int(slot)].command != .read { copyIn(slot, offset, Int(count), pages) }
+    _ = push(
+      slot, offset: offset, count: count, role: role, firstPage: pages.first, own: pages, indirect: indirect)
+    return count
+  }
+
+  /// Takes pages for one request and, if they are many, for the list of them.
+  ///
+  /// - Parameter wanted: segments; fewer are given when the pool is small and nothing in flight will return any.
+  private mutating func takePages(_ wanted: Int) -> (PageList, PageList)? {
+    var segments = wanted
+    while segments > 0 {
+      let lists = segments > BlkIf.maxDirectSegments ? BlkIf.indirectPages(forSegments: segments) : 0
+      if let indirect = lists == 0 ? PageList() : pool.take(lists) {
+        if let pages = pool.take(segments) { return (pages, indirect) }
+        pool.put(indirect)
+      }
+      if inFlight.count > 0 { break }
+      segments /= 2
+    }
+    counters.waitsForPages &+= 1
+    return nil
+  }
+
+  /// Writes one read or write request.
+  ///
+  /// Nothing can fail any more.
+  ///
+  /// - Returns: the page behind the last one used.
+  private mutating func push(
+    _ slot: Int32, offset: UInt64, count: UInt64, role: InFlightRecord.Role, firstPage: Int32, own: PageList,
+    indirect: PageList
+  ) -> Int32 {
+    let operation = operations + Int(slot)
+    let isRead = operation.pointee.command == .read || role == .edge
+    let wire: BlockOperation = isRead ? .read : .write
+    let segments = pageCount(count)
+    let sector = (operation.pointee.alignedOffset + offset) >> 9
+    let id = record(
+      slot, wire, role, offset: offset, count: count, own: own, indirect: indirect)
+    let request = ring.enqueue()
+    var page = firstPage
+    var left = Int(count)
+    if indirect.isEmpty {
+      request.setDirect(
+        wire, id: id, handle: parameters.handle, sector: sector, segmentCount: segments)
+      for index in 0..<segments {
+        request.setSegment(index, segment(page, left))
+        page = pool.next(page)
+        left -= Page.size
+      }
+      counters.directRequests &+= 1
+    } else {
+      request.setIndirect(
+        wire, id: id, handle: parameters.handle, sector: sector, segmentCount: segments)
+      var list = indirect.first
+      for first in stride(from: 0, to: segments, by: BlkIf.segmentsPerIndirectPage) {
+        request.setIndirectPage(first / BlkIf.segmentsPerIndirectPage, pool.reference(list))
+        let entries = pool.address(list)
+        for index in 0..<min(BlkIf.segmentsPerIndirectPage, segments - first) {
+          segment(page, left).store(to: entries + index * Segment.wireSize)
+          page = pool.next(page)
+          left -= Page.size
+        }
+        list = pool.next(list)
+      }
+      counters.indirectRequests &+= 1
+    }
+    counters.segments &+= UInt64(segments)
+    return page
+  }
+
+  /// The first `left` bytes of a page, or all of it.
+  @inline(__always)
+  private func segment(_ page: Int32, _ left: Int) -> Segment {
+    Segment(
+      reference: pool.reference(page), firstSector: 0,
+      lastSector: UInt8((min(left, Page.size) >> 9) - 1))
+  }
+
+  /// Notes a request as in flight.
+  ///
+  /// - Returns: its id.
+  private mutating func record(
+    _ slot: Int32, _ wire: BlockOperation, _ role: InFlightRecord.Role, offset: UInt64 = 0,
+    count: UInt64 = 0, own: PageList = PageList(), indirect: PageList = PageList()
+  ) -> UInt64 {
+    let place = inFlight.take()
+    inFlight[place].operation = slot
+    inFlight[place].wireOperation = wire.rawValue
+    inFlight[place].isIndirect = !indirect.isEmpty
+    inFlight[place].role = role
+    inFlight[place].offset = offset
+    inFlight[place].count = count
+    inFlight[place].pages = own
+    inFlight[place].indirectPages = indirect
+    operations[Int(slot)].outstanding += 1
+    return inFlight.id(place)
+  }
+
+  /// Reads the sectors that an unaligned write covers in part.
+  ///
+  /// `issued` counts the edges here.
+  private mutating func issueEdges(_ slot: Int32) -> Bool {
+    let operation = operations + Int(slot)
+    let sector = UInt64(parameters.sectorSize)
+    let last = operation.pointee.alignedCount - sector
+    let end = operation.pointee.byteOffset + operation.pointee.byteCount
+    let headIsPartial = operation.pointee.byteOffset & (sector - 1) != 0
+    let tailIsPartial = end & (sector - 1) != 0
+    if operation.pointee.issued == 0 {
+      if headIsPartial || last == 0 {
+        guard issueCopied(slot, offset: 0, atMost: sector, role: .edge) > 0 else { return false }
+      }
+      operation.pointee.issued = 1
+    }
+    if operation.pointee.issued == 1 {
+      if tailIsPartial, last > 0 {
+        guard issueCopied(slot, offset: last, atMost: sector, role: .edge) > 0 else { return false }
+      }
+      operation.pointee.issued = 2
+    }
+    return true
+  }
+
+  /// Asks for durability: a flush, else an empty barrier (blkif.h: BLKIF_OP_FLUSH_DISKCACHE).
+  private mutating func issueFlush(_ slot: Int32) -> Bool {
+    guard parameters.flush != .none else {
+      operations[Int(slot)].status = .notSupported
+      return true
+    }
+    guard hasRingSlot() else { return false }
+    let wire: BlockOperation = parameters.flush == .flushCache ? .flush : .writeBarrier
+    let id = record(slot, wire, .flush)
+    ring.enqueue().setDirect(wire, id: id, handle: parameters.handle, sector: 0, segmentCount: 0)
+    counters.directRequests &+= 1
+    return true
+  }
+
+  /// Discards the whole extents in an operation's range; parts of extents are left alone.
+  private mutating func issueDiscard(_ slot: Int32) -> Bool {
+    let operation = operations + Int(slot)
+    guard let limits = parameters.discard else {
+      operation.pointee.status = .notSupported
+      return true
+    }
+    let end = operation.pointee.byteOffset + operation.pointee.byteCount
+    let size = parameters.sectorCount << 9
+    guard let first = Self.extent(atOrAfter: operation.pointee.byteOffset, limits) else { return true }
+    // The last extent of the device may be a short one.
+    let stop = end == size ? end : Self.extent(atOrBefore: end, limits)
+    guard stop > first else { return true }
+    guard hasRingSlot() else { return false }
+    let id = record(slot, .discard, .discard)
+    ring.enqueue().setDiscard(
+      id: id, handle: parameters.handle, sector: first >> 9, sectorCount: (stop - first) >> 9)
+    counters.directRequests &+= 1
+    return true
+  }
+
+  private static func extent(atOrAfter offset: UInt64, _ limits: DiscardLimits) -> UInt64? {
+    if offset <= limits.alignment { return limits.alignment }
+    let over = (offset - limits.alignment) % limits.granularity
+    if over == 0 { return offset }
+    let (sum, overflow) = offset.addingReportingOverflow(limits.granularity - over)
+    return overflow ? nil : sum
+  }
+
+  private static func extent(atOrBefore offset: UInt64, _ limits: DiscardLimits) -> UInt64 {
+    guard offset > limits.alignment else { return 0 }
+    return offset - (offset - limits.alignment) % limits.granularity
+  }
+
+  private mutating func hasRingSlot() -> Bool {
+    if ring.freeSlots > 0 { return true }
+    counters.waitsForRing &+= 1
+    return false
+  }
+
+  private func pageCount(_ bytes: UInt64) -> Int {
+    Int(
+      truncatingIfNeeded: min(bytes + UInt64(Page.size - 1), UInt64(BlkIf.maxIndirectSegments) << Page.shift)
+        >> UInt64(Page.shift))
+  }
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// From responses back to operations. A response is copied out of the ring once, matched against what is in
+// flight, and only then believed. What does not match breaks the queue: it uses the ring no more, fails everything
+// in flight, and says why.
+
+internal import Blkif
+internal import Xen
+
+extension QueueCore {
+  /// Takes in every response that is there.
+  ///
+  /// - Returns: whether there were any.
+  mutating func reap() -> Bool {
+    guard broken == nil else { return false }
+    do throws(RingViolation) {
+      let count = try ring.availableResponses()
+      for _ in 0..<count {
+        do throws(ProtocolViolation) {
+          let response = ring.takeResponse()
+          let place = try inFlight.match(response)
+          complete(place, response)
+        } catch {
+          breakDown(error)
+          return true
+        }
+      }
+      return count > 0
+    } catch {
+      breakDown(.ring(error))
+      return true
+    }
+  }
+
+  /// One request has been answered.
+  private mutating func complete(_ place: Int32, _ response: WireResponse) {
+    let record = inFlight[place]
+    let slot = record.operation
+    counters.responses &+= 1
+    if response.operation != record.wireOperation { counters.outerOperationResponses &+= 1 }
+    switch ResponseStatus(wire: response.status) {
+    case .okay:
+      if record.role == .edge {
+        copyEdgeOut(record)
+      } else if record.role == .data, operations[Int(slot)].command == .read {
+        copyOut(record)
+      }
+    case .error:
+      operations[Int(slot)].status = .ioError
+    case .notSupported:
+      counters.unsupportedResponses &+= 1
+      dropFeature(record)
+    }
+    pool.put(record.pages)
+    pool.put(record.indirectPages)
+    inFlight.put(place)
+    operations[Int(slot)].outstanding -= 1
+    if operations[Int(slot)].outstanding == 0, operations[Int(slot)].state == .active { advance(slot) }
+  }
+
+  /// The backend refuses what it had offered: do without from now on, and do this request the next best way.
+  private mutating func dropFeature(_ record: InFlightRecord) {
+    let operation = operations + Int(record.operation)
+    switch record.role {
+    case .flush:
+      let refused: FlushMethod =
+        record.wireOperation == BlockOperation.flush.rawValue ? .flushCache : .barrier
+      if parameters.flush == refused {
+        parameters.flush = refused == .flushCache && parameters.hasBarrier ? .barrier : .none
+      }
+      operation.pointee.mustRestart = true
+    case .discard:
+      parameters.discard = nil
+      operation.pointee.status = .notSupported
+    case .data, .edge:
+      if record.isIndirect {
+        parameters.maxSegments = min(parameters.maxSegments, BlkIf.maxDirectSegments)
+        operation.pointee.mustRestart = true
+      } else {
+        operation.pointee.status = .notSupported
+      }
+    }
+  }
+
+  /// Everything of an operation's present step has been answered: the next step, or the end.
+  mutating func advance(_ slot: Int32) {
+    let operation = operations + Int(slot)
+    guard operation.pointee.status == .okay else { return finish(slot) }
+    if operation.pointee.mustRestart {
+      operation.pointee.mustRestart = false
+      return begin(step: operation.pointee.step, slot)
+    }
+    switch operation.pointee.step {
+    case .edges:
+      begin(step: .main, slot)
+    case .main
+    where operation.pointee.forceUnitAccess && operation.pointee.command != .flush
+      && operation.pointee.command != .read:
+      begin(step: .flush, slot)
+    case .main, .flush:
+      finish(slot)
+    }
+  }
+
+  private mutating func begin(step: OperationRecord.Step, _ slot: Int32) {
+    operations[Int(slot)].step = step
+    operations[Int(slot)].issued = 0
+    operations[Int(slot)].cursor = operations[Int(slot)].pages.first
+    enqueue(slot)
+  }
+
+  /// The backend broke the protocol: nothing it says counts any more.
+  mutating func breakDown(_ violation: ProtocolViolation) {
+    guard broken == nil else { return }
+    broken = violation
+    failAll(.ioError)
+  }
+
+  /// Ends every operation that was submitted and is not reported, whatever is in flight for it.
+  mutating func failAll(_ status: OperationStatus) {
+    pending = OperationList()
+    parked = OperationList()
+    for slot in 0..<Int32(Self.operationCapacity) {
+      let operation = operations + Int(slot)
+      switch operation.pointee.state {
+      case .queued, .active, .parked:
+        operation.pointee.status = status
+        operation.pointee.outstanding = 0
+        finish(slot)
+      case .free, .begun, .done:
+        break
+      }
+    }
+  }
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Unaligned writes read a sector, change part of it and write it back. A write to the other part of that sector
+// in between would be lost. So an unaligned write runs alone among the writes of the whole device: it waits for
+// those in flight, and those that come wait for it. Aligned writes pay two atomic additions.
+
+internal import Synchronization
+
+/// What the queues of one device share so that unaligned writes run alone.
+public final class WriteGate: Sendable {
+  private let writers = Atomic<Int>(0)
+  /// 0 when nobody runs alone, otherwise 1 + the queue that does.
+  private let owner = Atomic<Int>(0)
+  private let wakeups: Mutex<[@Sendable () -> Void]> = Mutex([])
+
+  /// A gate for a new device.
+  public init() {}
+
+  /// Registers how to make a queue look at its parked operations again.
+  func register(_ wake: @escaping @Sendable () -> Void) {
+    wakeups.withLock { $0.append(wake) }
+  }
+
+  /// Lets an aligned write begin, unless one runs alone.
+  ///
+  /// The addition comes before the look at `owner`, and `enterAlone` stores `owner` before it looks at the count:
+  /// with sequential consistency at least one of the two sees the other.
+  func enter() -> Bool {
+    writers.add(1, ordering: .sequentiallyConsistent)
+    if owner.load(ordering: .sequentiallyConsistent) == 0 { return true }
+    leave()
+    return false
+  }
+
+  /// An aligned write has ended.
+  func leave() {
+    let left = writers.subtract(1, ordering: .sequentiallyConsistent).newValue
+    if left == 0, owner.load(ordering: .sequentiallyConsistent) != 0 { wakeAll() }
+  }
+
+  /// Lets an unaligned write begin when no other write is in flight; otherwise holds new ones back until it can.
+  ///
+  /// - Parameter queue: who asks; asks again when woken, until it gets true.
+  func enterAlone(queue: Int) -> Bool {
+    let (exchanged, original) = owner.compareExchange(
+      expected: 0, desired: queue + 1, ordering: .sequentiallyConsistent)
+    guard exchanged || original == queue + 1 else { return false }
+    return writers.load(ordering: .sequentiallyConsistent) == 0
+  }
+
+  /// The write that ran alone has ended, or gave up waiting for its turn.
+  func leaveAlone(queue: Int) {
+    let (exchanged, _) = owner.compareExchange(
+      expected: queue + 1, desired: 0, ordering: .sequentiallyConsistent)
+    if exchanged { wakeAll() }
+  }
+
+  private func wakeAll() {
+    wakeups.withLock { for wake in $0 { wake() } }
+  }
+}
