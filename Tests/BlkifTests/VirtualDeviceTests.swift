@@ -10,7 +10,7 @@ import Testing
     ("xvda", 51712), ("xvda1", 51713), ("xvda15", 51727), ("xvdb", 51728), ("xvdp", 51952), ("xvdp15", 51967),
     ("xvdq", 1 << 28 | 16 << 8), ("xvdq1", 1 << 28 | 16 << 8 | 1), ("xvdz", 1 << 28 | 25 << 8),
     ("xvdaa", 1 << 28 | 26 << 8), ("xvdaz255", 1 << 28 | 51 << 8 | 255), ("xvda16", 1 << 28 | 16),
-    ("xvdzz", 1 << 28 | 701 << 8), ("xvdaaa", 1 << 28 | 702 << 8), ("xvdbgqdb", 1 << 28 | 0xF_FFFF << 8),
+    ("xvdzz", 1 << 28 | 701 << 8), ("xvdaaa", 1 << 28 | 702 << 8), ("xvdbgqcv", 1 << 28 | 0xF_FFFF << 8),
     ("sda", 2048), ("sda1", 2049), ("sdb", 2064), ("sdp15", 2303),
     ("hda", 768), ("hda63", 831), ("hdb", 832), ("hdc", 5632), ("hdc2", 5634), ("hdd", 5696), ("hdd63", 5759),
   ]
@@ -28,7 +28,7 @@ import Testing
   @Test(arguments: [
     "", "xvd", "xvdA", "xvda0", "xvda01", "xvda256", "xvda-1", "xvda 1", " xvda", "xvda ", "xvd1", "sdq",
     "sda16",
-    "hde", "hda64", "vda", "nvme0n1", "-1", "4294967296", "xvdaaaaaaaa", "xvdbgqdc", "0x10", "xvdé", "xvda1b",
+    "hde", "hda64", "vda", "nvme0n1", "-1", "4294967296", "xvdaaaaaaaa", "xvdbgqcw", "0x10", "xvdé", "xvda1b",
   ])
   func whatIsNeitherANameNorANumberIsRefused(text: String) {
     #expect(VirtualDevice(text) == nil)
