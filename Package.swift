@@ -68,10 +68,12 @@ let package = Package(
     // Xen's own ring.h macros given linkage, for differential tests only.
     .target(name: "CRingReference", dependencies: ["CXen"], path: "Tests/CRingReference"),
     .testTarget(
-      name: "BlkifTests", dependencies: ["Blkif", "Xen", "CXen", "CRingReference"],
+      name: "BlkifTests", dependencies: ["Blkif", "Xen", "Platform", "CXen", "CRingReference"],
       swiftSettings: strict),
     .testTarget(
-      name: "PlatformTests", dependencies: ["Platform", "CXen"], swiftSettings: strict),
+      name: "PlatformTests",
+      dependencies: ["Platform", "CXen", .product(name: "SystemPackage", package: "swift-system")],
+      swiftSettings: strict),
   ],
   swiftLanguageModes: [.v6],
   cLanguageStandard: .gnu11

@@ -47,14 +47,15 @@ public struct BackRing: ~Copyable {
 
   /// How many requests can be taken now.
   ///
-  /// - Throws: `.tooManyRequests` when the frontend claims more than fit (RING_REQUEST_PROD_OVERFLOW); the ring
-  ///   must not be used any more then.
+  /// - Throws: `.tooManyRequests` when the frontend claims more than fit (RING_REQUEST_PROD_OVERFLOW) or went back
+  ///   behind a request that was taken; the ring must not be used any more then.
   @inlinable
   public func availableRequests() throws(RingViolation) -> UInt32 {
     // Untrusted: any value. Pairs with the .releasing store in FrontRing.publish.
     let claimed = shared.requestProducer.pointee.load(ordering: .acquiring)
-    guard claimed &- producer <= capacity else {
-      throw .tooManyRequests(claimed: claimed &- producer, capacity: capacity)
+    let claimedOutstanding = claimed &- producer
+    guard claimedOutstanding <= capacity, claimedOutstanding >= outstanding else {
+      throw .tooManyRequests(claimed: claimedOutstanding, capacity: capacity)
     }
     return claimed &- consumer
   }
@@ -104,6 +105,8 @@ public struct BackRing: ~Copyable {
   /// - Returns: false when a request has come in meanwhile: take it instead of sleeping.
   @inlinable
   public mutating func armNotification() -> Bool {
+    // As ring.h does: while there is work nothing is armed, which saves the fence and the peer's cache line.
+    guard shared.requestProducer.pointee.load(ordering: .acquiring) == consumer else { return false }
     shared.requestEvent.pointee.store(consumer &+ 1, ordering: .relaxed)
     // The event index is stored before the producer is looked at again; pairs with the fence in FrontRing.publish.
     atomicMemoryFence(ordering: .sequentiallyConsistent)

@@ -119,6 +119,8 @@ public struct FrontRing: ~Copyable {
   ///   sleeping.
   @inlinable
   public mutating func armNotification() -> Bool {
+    // As ring.h does: while there is work nothing is armed, which saves the fence and the peer's cache line.
+    guard shared.responseProducer.pointee.load(ordering: .acquiring) == consumer else { return false }
     shared.responseEvent.pointee.store(consumer &+ 1, ordering: .relaxed)
     // The event index is stored before the producer is looked at again; pairs with the fence in BackRing.publish.
     atomicMemoryFence(ordering: .sequentiallyConsistent)

@@ -68,7 +68,7 @@ public struct VirtualDevice: Hashable, Sendable, CustomStringConvertible {
     guard let prefix = prefixes.first(where: { name.hasPrefix($0) }) else { return nil }
     let rest = name.dropFirst(prefix.count).utf8
     let letters = rest.prefix { $0 >= UInt8(ascii: "a") && $0 <= UInt8(ascii: "z") }
-    guard (1...4).contains(letters.count) else { return nil }
+    guard (1...5).contains(letters.count) else { return nil }
     var disk: UInt32 = 0
     for letter in letters { disk = disk * 26 + UInt32(letter - UInt8(ascii: "a")) + 1 }
     disk -= 1

@@ -84,12 +84,13 @@ public enum UnixSocket {
     var status = Glibc.stat()
     guard Glibc.lstat(path, &status) == 0 else { throw .system(.current) }
     guard status.st_mode & S_IFMT == S_IFSOCK else { throw .notASocket }
-    do throws(ListenError) {
-      _ = try connect(path: path)
-      throw .inUse
-    } catch .system(.connectionRefused) {
-      guard unlink(path) == 0 else { throw .system(.current) }
-    }
+    // Without blocking: a server with a full backlog lives, and might never get round to a connection of ours.
+    let probe = try makeSocket()
+    do { try probe.setNonBlocking() } catch { throw .system(error) }
+    let result = try withAddress(path) { address, length in Glibc.connect(probe.raw, address, length) }
+    let error = Errno.current
+    if result == 0 || error == .wouldBlock { throw .inUse }
+    guard error == .connectionRefused, unlink(path) == 0 else { throw .system(error) }
   }
 
   private static func withAddress(

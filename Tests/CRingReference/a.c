@@ -1,1 +1,0 @@
-void cring_placeholder(void); void cring_placeholder(void) {}
