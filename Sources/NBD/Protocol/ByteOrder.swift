@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Big-endian integers in raw memory and in byte arrays: the wire's byte order.
+
+extension UnsafeRawPointer {
+  /// A big-endian integer at an unaligned offset in bytes.
+  @inline(__always)
+  func bigEndian<Value: FixedWidthInteger & BitwiseCopyable>(_ offset: Int, as type: Value.Type) -> Value {
+    Value(bigEndian: loadUnaligned(fromByteOffset: offset, as: Value.self))
+  }
+}
+
+extension UnsafeMutableRawPointer {
+  /// Stores an integer big-endian at an unaligned offset in bytes.
+  @inline(__always)
+  func putBigEndian<Value: FixedWidthInteger & BitwiseCopyable>(_ value: Value, at offset: Int) {
+    storeBytes(of: value.bigEndian, toByteOffset: offset, as: Value.self)
+  }
+}
+
+extension Array where Element == UInt8 {
+  /// Appends an integer, most significant byte first.
+  mutating func appendBigEndian<Value: FixedWidthInteger>(_ value: Value) {
+    Swift.withUnsafeBytes(of: value.bigEndian) { append(contentsOf: $0) }
+  }
+}
+
+/// Reads a message from front to back; nil as soon as it is too short.
+struct ByteReader {
+  private var rest: ArraySlice<UInt8>
+
+  init(_ bytes: ArraySlice<UInt8>) { rest = bytes }
+
+  /// Bytes not read yet.
+  var count: Int { rest.count }
+
+  mutating func integer<Value: FixedWidthInteger & UnsignedInteger>(_ type: Value.Type) -> Value? {
+    let width = Value.bitWidth / 8
+    guard rest.count >= width else { return nil }
+    let value = rest.prefix(width).reduce(Value(0)) { $0 << 8 | Value($1) }
+    rest = rest.dropFirst(width)
+    return value
+  }
+
+  mutating func bytes(_ count: UInt32) -> ArraySlice<UInt8>? {
+    guard count <= rest.count else { return nil }
+    defer { rest = rest.dropFirst(Int(count)) }
+    return rest.prefix(Int(count))
+  }
+}

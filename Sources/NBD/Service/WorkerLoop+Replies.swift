@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// From completions to the socket: the replies of a turn leave in one sendmsg, headers from a scratch buffer and data
+// from the target's memory. What a socket did not take is encoded again the next time, so that nothing is kept
+// but a count of bytes.
+
+internal import CXen
+internal import Glibc
+
+extension WorkerLoop {
+  /// Data bytes offered to a socket at a time: a few times what its buffer takes.
+  private static let sendBytes = 1 << 20
+
+  /// Takes a completion from the target.
+  func complete(_ tag: UInt64, _ operation: TargetOperation, _ status: TargetStatus) {
+    let index = table.index(of: tag)
+    guard index >= 0 else { return }
+    let slot = table.slots + Int(index)
+    guard slot.pointee.state == .running else { return }
+    slot.pointee.error = status.wireError
+    let isGone = slot.pointee.connection < 0
+    if isGone || slot.pointee.reply != .data || slot.pointee.error != NBDError.none {
+      // Nothing is sent from this memory: it is wanted elsewhere.
+      slot.pointee.holdsOperation = false
+      slot.pointee.reply = .status
+      target.release(operation)
+      state.pointee.heldOperations -= 1
+      state.pointee.somethingReleased = true
+    }
+    if isGone {
+      if slot.pointee.connection == Self.finalFlush { state.pointee.finalFlush = status }
+      table.giveBack(index)
+    } else {
+      queueReply(index)
+    }
+  }
+
+  /// Puts a request into its connection's list of replies.
+  @inline(__always)
+  func queueReply(_ index: Int32) {
+    let slot = table.slots + Int(index)
+    let owner = slot.pointee.connection
+    let connection = connections + Int(owner)
+    slot.pointee.state = .answered
+    slot.pointee.next = -1
+    if connection.pointee.replyTail >= 0 {
+      table.slots[Int(connection.pointee.replyTail)].next = index
+    } else {
+      connection.pointee.replyHead = index
+    }
+    connection.pointee.replyTail = index
+    connection.pointee.unsentBytes += slot.pointee.dataLength
+    if slot.pointee.error != NBDError.none { counters.add(.errorReplies) }
+    enqueueFlush(owner)
+  }
+
+  @inline(__always)
+  func hasOutput(_ connection: UnsafeMutablePointer<Connection>) -> Bool {
+    connection.pointee.replyHead >= 0
+      || connection.pointee.handshakeSent < connection.pointee.handshakeOutput.count
+  }
+
+  /// Sends what a connection has, once.
+  func flush(_ index: Int32) {
+    let connection = connections + Int(index)
+    connection.pointee.isFlushQueued = false
+    guard connection.pointee.descriptor >= 0 else { return }
+    if connection.pointee.outputBroken {
+      dropOutput(index)
+    } else {
+      guard !connection.pointee.isSendBlocked else { return }
+      if !connection.pointee.handshakeOutput.isEmpty, !flushHandshake(index) { return }
+      if connection.pointee.replyHead >= 0 {
+        guard flushReplies(index) else { return }
+        if connection.pointee.replyHead >= 0 && !connection.pointee.isSendBlocked { enqueueFlush(index) }
+      }
+    }
+    // Replies that left are what a connection at its own limit waits for.
+    if connection.pointee.blocked == .ownLimit {
+      connection.pointee.blocked = .none
+      enqueue(index)
+    }
+    if connection.pointee.closesWhenSent {
+      if !hasOutput(connection) { close(index) }
+    } else if connection.pointee.inputEnded && connection.pointee.replyHead < 0 {
+      if connection.pointee.hasUnparsed { enqueue(index) } else { closeIfDone(index) }
+    }
+  }
+
+  /// Sends the replies from the front of the list.
+  ///
+  /// - Returns: false when the connection is to be left alone until the next turn.
+  private func flushReplies(_ index: Int32) -> Bool {
+    let connection = connections + Int(index)
+    let (count, offered) = gather(connection)
+    var message = msghdr()
+    message.msg_iov = vectors.baseAddress
+    message.msg_iovlen = count
+    let sent = Glibc.sendmsg(connection.pointee.descriptor, &message, Int32(MSG_NOSIGNAL))
+    if sent < 0 { return sendFailed(index) }
+    counters.add(.sends)
+    connection.pointee.lastProgress = state.pointee.now
+    retire(connection, sent)
+    if sent < offered { waitForRoom(index) }
+    return connection.pointee.descriptor >= 0
+  }
+
+  /// Lists the memory of as many replies as one call takes.
+  ///
+  /// - Returns: how many vectors, and how many bytes they have.
+  private func gather(_ connection: UnsafeMutablePointer<Connection>) -> (Int, Int) {
+    guard let scratch = headers.baseAddress else { return (0, 0) }
+    let style = connection.pointee.style
+    var count = 0
+    var total = 0
+    var used = 0
+    var skip = connection.pointee.replySent
+    var index = connection.pointee.replyHead
+    // End of the last vector if that holds headers: the next header then only makes it longer.
+    var openHeader = -1
+    while index >= 0, count + 2 < Self.vectorCount, total < Self.sendBytes,
+      used + NBDWire.longestReply <= headers.count
+    {
+      let slot = table.slots + Int(index)
+      let length = slot.pointee.encodeHeader(into: scratch + used, style: style)
+      let dataLength = slot.pointee.dataLength
+      if skip < length {
+        if openHeader == used {
+          vectors[count - 1].iov_len += length
+        } else {
+          vectors[count] = iovec(iov_base: scratch + used + skip, iov_len: length - skip)
+          count += 1
+        }
+        total += length - skip
+        skip = 0
+        openHeader = used + length
+      } else {
+        skip -= length
+      }
+      used += length
+      if dataLength > 0 {
+        let wanted = dataLength - skip
+        let room = UnsafeMutableBufferPointer(rebasing: vectors[count...])
+        var found = target.vectors(
+          of: TargetOperation(rawValue: slot.pointee.operation), from: skip, into: room)
+        let bytes = trim(&found, from: count, to: wanted)
+        count += found
+        total += bytes
+        openHeader = -1
+        if bytes < wanted { break }
+      }
+      skip = 0
+      index = slot.pointee.next
+    }
+    return (count, total)
+  }
+
+  /// Takes note of bytes that left, and lets go of the requests whose replies are complete.
+  private func retire(_ connection: UnsafeMutablePointer<Connection>, _ sent: Int) {
+    var left = connection.pointee.replySent + sent
+    while connection.pointee.replyHead >= 0 {
+      let slot = table.slots + Int(connection.pointee.replyHead)
+      let length =
+        slot.pointee.headerLength(style: connection.pointee.style) + slot.pointee.dataLength
+      guard left >= length else { break }
+      left -= length
+      counters.add(.replies)
+      dropFirstReply(connection)
+    }
+    connection.pointee.replySent = left
+  }
+
+  /// Takes the first reply off the list and lets go of its request.
+  @inline(__always)
+  private func dropFirstReply(_ connection: UnsafeMutablePointer<Connection>) {
+    let index = connection.pointee.replyHead
+    let slot = table.slots + Int(index)
+    connection.pointee.replyHead = slot.pointee.next
+    if slot.pointee.next < 0 { connection.pointee.replyTail = -1 }
+    connection.pointee.unsentBytes -= slot.pointee.dataLength
+    connection.pointee.inFlight -= 1
+    connection.pointee.inFlightBytes -= Int(slot.pointee.chargedBytes)
+    if slot.pointee.error == NBDError.none {
+      if slot.pointee.isRead {
+        counters.add(.bytesRead, UInt64(slot.pointee.chargedBytes))
+      } else {
+        counters.add(.bytesWritten, UInt64(slot.pointee.chargedBytes))
+      }
+    }
+    if slot.pointee.holdsOperation {
+      target.release(TargetOperation(rawValue: slot.pointee.operation))
+      state.pointee.heldOperations -= 1
+    }
+    table.giveBack(index)
+    state.pointee.somethingReleased = true
+  }
+
+  /// Lets go of everything that would have been sent.
+  private func dropOutput(_ index: Int32) {
+    let connection = connections + Int(index)
+    while connection.pointee.replyHead >= 0 { dropFirstReply(connection) }
+    connection.pointee.replySent = 0
+    connection.pointee.handshakeOutput.removeAll()
+    connection.pointee.handshakeSent = 0
+    if connection.pointee.phase == .handshake {
+      connection.pointee.inputEnded = true
+      connection.pointee.closesWhenSent = true
+    }
+  }
+
+  /// Sends what is left of the handshake.
+  ///
+  /// - Returns: whether all of it has left.
+  private func flushHandshake(_ index: Int32) -> Bool {
+    let connection = connections + Int(index)
+    let total = connection.pointee.handshakeOutput.count
+    let sent = connection.pointee.handshakeOutput.withUnsafeBytes { bytes in
+      Glibc.send(
+        connection.pointee.descriptor, bytes.baseAddress.map { $0 + connection.pointee.handshakeSent },
+        total - connection.pointee.handshakeSent, Int32(MSG_NOSIGNAL))
+    }
+    if sent < 0 {
+      _ = sendFailed(index)
+      return false
+    }
+    connection.pointee.handshakeSent += sent
+    guard connection.pointee.handshakeSent == total else {
+      waitForRoom(index)
+      return false
+    }
+    connection.pointee.handshakeSent = 0
+    connection.pointee.handshakeOutput.removeAll(keepingCapacity: connection.pointee.phase == .handshake)
+    return true
+  }
+
+  private func waitForRoom(_ index: Int32) {
+    connections[Int(index)].isSendBlocked = true
+    watchWritable(index, true)
+  }
+
+  /// Waits for room, or takes note that nobody listens any more. Requests that came before are still done.
+  private func sendFailed(_ index: Int32) -> Bool {
+    let connection = connections + Int(index)
+    let code = errno
+    switch code {
+    case EINTR: enqueueFlush(index)
+    case EAGAIN, EWOULDBLOCK: waitForRoom(index)
+    default:
+      connection.pointee.outputBroken = true
+      enqueueFlush(index)
+    }
+    return false
+  }
+}

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One worker's thread. A turn:
+//
+//   serve the connections that have something  ──► requests ──► target.begin, submit
+//   target.poll                                ──► completions ──► lists of replies
+//   flush the connections that have replies    ──► sendmsg
+//
+// and when nothing is left: spin a little if that pays, or arm the target's wake-up and sleep. Mutable state lives
+// behind pointers: Swift checks class properties for overlapping access at run time, memory behind pointers not.
+
+internal import CXen
+internal import Glibc
+internal import Platform
+internal import Synchronization
+internal import SystemPackage
+
+/// The state of a worker's loop that changes.
+struct LoopState {
+  /// The device as of this turn, read-only if the export is.
+  var geometry: TargetGeometry
+  /// The time as of the last look at the clock, in nanoseconds.
+  var now: UInt64 = 0
+  /// Requests taken in during this turn.
+  var batch: UInt64 = 0
+  /// Operations that the target has begun and not got back.
+  var heldOperations = 0
+  /// Something was given back since connections that wait for the target were last tried.
+  var somethingReleased = false
+  var openConnections = 0
+  var turnsUntilClock = 0
+  var handshakes = 0
+  var isStopping = false
+  var stopDeadline = UInt64.max
+  /// How the flush that ends the thread ended.
+  var finalFlush: TargetStatus?
+  var spin: SpinPolicy
+  /// The connection that alone was served last, or -1: the one worth looking at while spinning.
+  var hotConnection: Int32 = -1
+}
+
+/// The loop of one worker. Everything here runs on its thread.
+final class WorkerLoop {
+  let target: any BlockTarget
+  let export: Export
+  let configuration: WorkerConfiguration
+  let mailbox: WorkerMailbox
+  let counters: WorkerCounters
+  let limiter: ConnectionLimiter
+  let table: RequestTable
+  let connections: UnsafeMutablePointer<Connection>
+  let state: UnsafeMutablePointer<LoopState>
+  /// Connections to be served.
+  let runQueue: IndexQueue
+  /// Connections with something to send.
+  let flushQueue: IndexQueue
+  /// Connections that wait for the target or the table of requests, first come first served.
+  let waitQueue: IndexQueue
+  let vectors: UnsafeMutableBufferPointer<iovec>
+  let headers: UnsafeMutableRawBufferPointer
+  let events: EventLoop
+
+  /// Bytes of a connection's receive buffer: holds the requests of a deep queue at 4 KiB.
+  static let bufferSize = 256 << 10
+  /// I/O vectors of one system call (IOV_MAX).
+  static let vectorCount = 1024
+  /// Payload that one connection may begin in a turn before its replies are sent and others are served.
+  static let turnBytes = 256 << 10
+  /// Read data waiting to be sent beyond which a connection takes in no further requests.
+  static let unsentLimit = 1 << 20
+  /// Handshake replies waiting to be sent beyond which no further options are looked at.
+  static let handshakeLimit = 64 << 10
+
+  private static let wakeToken = UInt64.max
+  private static let targetToken = UInt64.max - 1
+
+  init(
+    target: any BlockTarget, export: Export, configuration: WorkerConfiguration, mailbox: WorkerMailbox,
+    counters: WorkerCounters, limiter: ConnectionLimiter, events: consuming EventLoop
+  ) {
+    self.target = target
+    self.export = export
+    self.configuration = configuration
+    self.mailbox = mailbox
+    self.counters = counters
+    self.limiter = limiter
+    self.events = events
+    let count = max(configuration.maximumConnections, 1)
+    table = RequestTable(count: Int32(clamping: max(configuration.maximumRequests, 1)))
+    vectors = .allocate(capacity: Self.vectorCount)
+    vectors.initialize(repeating: iovec())
+    headers = .allocate(byteCount: Self.vectorCount * NBDWire.longestReply / 2, alignment: 16)
+    runQueue = IndexQueue(capacity: count)
+    flushQueue = IndexQueue(capacity: count)
+    waitQueue = IndexQueue(capacity: count)
+    connections = .allocate(capacity: count)
+    if let scratch = headers.baseAddress {
+      for index in 0..<count { (connections + index).initialize(to: Connection(buffer: scratch)) }
+    }
+    state = .allocate(capacity: 1)
+    state.initialize(
+      to: LoopState(
+        geometry: target.geometry,
+        spin: SpinPolicy(
+          maximumNanoseconds: UInt64(max(configuration.maximumSpinMicroseconds, 0)) &* 1000)))
+  }
+
+  deinit {
+    connections.deinitialize(count: max(configuration.maximumConnections, 1))
+    connections.deallocate()
+    state.deinitialize(count: 1)
+    state.deallocate()
+    vectors.deallocate()
+    headers.deallocate()
+  }
+
+  /// Watches the wake-up and the target. Before `run`, on any thread.
+  static func prepare(_ events: borrowing EventLoop, _ mailbox: WorkerMailbox, _ descriptors: [Int32])
+    throws(Errno)
+  {
+    try events.add(mailbox.fileDescriptor, .readable, token: wakeToken)
+    for descriptor in descriptors { try events.add(descriptor, .readable, token: targetToken) }
+  }
+
+  /// Runs until told to stop.
+  func run() -> WorkerOutcome {
+    // The loop outlives every call of the target, so the closure need not keep it alive.
+    let loop = Unmanaged.passUnretained(self)
+    target.onCompletion = { tag, operation, status in
+      loop._withUnsafeGuaranteedRef { $0.complete(tag, operation, status) }
+    }
+    state.pointee.now = MonotonicClock.nanoseconds()
+    while true {
+      turn()
+      if state.pointee.isStopping && stopIfDone() { break }
+      let mayGoOn = waitQueue.count > 0 && state.pointee.somethingReleased
+      if runQueue.count > 0 || flushQueue.count > 0 || mayGoOn {
+        lookForEvents(milliseconds: 0)
+      } else {
+        idle()
+      }
+    }
+    return finish()
+  }
+
+  private func turn() {
+    counters.add(.turns)
+    if mailbox.isWaiting { takeMessages() }
+    state.pointee.turnsUntilClock -= 1
+    if state.pointee.turnsUntilClock <= 0 {
+      // A loop that is never idle still has to know the time, roughly.
+      state.pointee.turnsUntilClock = 64
+      state.pointee.now = MonotonicClock.nanoseconds()
+      checkTimeouts()
+    }
+    state.pointee.geometry = target.geometry
+    if export.isReadOnly { state.pointee.geometry.isReadOnly = true }
+    state.pointee.batch = 0
+    // Those that wait for the target go first, in their order; the others may not overtake them.
+    wakeWaiting()
+    let served = runQueue.count
+    // A connection that closes leaves the queue, which may then run out early.
+    for _ in 0..<served where runQueue.count > 0 { serve(runQueue.removeFirst()) }
+    if target.poll() { state.pointee.somethingReleased = true }
+    for _ in 0..<flushQueue.count where flushQueue.count > 0 { flush(flushQueue.removeFirst()) }
+    if state.pointee.batch > 0 { state.pointee.spin.observe(batch: state.pointee.batch) }
+  }
+
+  /// Takes the events that there are, or waits for some.
+  private func lookForEvents(milliseconds: Int32?) {
+    let count = events.wait(milliseconds: milliseconds)
+    for index in 0..<count {
+      let event = events.event(index)
+      if event.token == Self.wakeToken { takeMessages() }
+      if event.token >= Self.targetToken { continue }
+      let index = Int32(truncatingIfNeeded: event.token & 0xffff_ffff)
+      let connection = connections + Int(index)
+      guard connection.pointee.descriptor >= 0,
+        connection.pointee.generation == UInt32(truncatingIfNeeded: event.token >> 32)
+      else { continue }
+      if !event.readiness.isDisjoint(with: [.peerClosed, .hangup, .error]) {
+        connection.pointee.peerClosed = true
+        connection.pointee.isSendBlocked = false
+        if hasOutput(connection) { enqueueFlush(index) }
+      }
+      if !event.readiness.isDisjoint(with: [.readable, .peerClosed, .hangup, .error]) {
+        connection.pointee.isReadable = true
+        enqueue(index)
+      }
+      if event.readiness.contains(.writable) {
+        connection.pointee.isSendBlocked = false
+        // Armed for as long as sends keep getting stuck; the first event with nothing to send ends it.
+        if hasOutput(connection) { enqueueFlush(index) } else { watchWritable(index, false) }
+      }
+    }
+  }
+
+  /// Nothing to do: spins or sleeps.
+  private func idle() {
+    if state.pointee.spin.shouldSpin() && !state.pointee.isStopping {
+      if spin() { return }
+    }
+    guard target.armWakeup() else { return }
+    counters.add(.sleeps)
+    let before = MonotonicClock.nanoseconds()
+    state.pointee.now = before
+    lookForEvents(milliseconds: sleepLimit())
+    let after = MonotonicClock.nanoseconds()
+    state.pointee.now = after
+    state.pointee.spin.slept(after &- before)
+    checkTimeouts()
+  }
+
+  /// Looks for work without sleeping.
+  ///
+  /// - Returns: whether some came.
+  private func spin() -> Bool {
+    counters.add(.spins)
+    let start = MonotonicClock.nanoseconds()
+    let limit = state.pointee.spin.maximumNanoseconds
+    let hot = state.pointee.hotConnection
+    var found = false
+    var now = start
+    var rounds = 0
+    repeat {
+      rounds &+= 1
+      if hot >= 0 && rounds & 7 != 0 {
+        found = lookAtHot(hot)
+      } else {
+        lookForEvents(milliseconds: 0)
+      }
+      if state.pointee.heldOperations > 0 && target.poll() { found = true }
+      found = found || runQueue.count > 0 || flushQueue.count > 0 || mailbox.isWaiting
+      now = MonotonicClock.nanoseconds()
+      if found { break }
+      cxen_spin_hint()
+    } while now &- start < limit
+    state.pointee.now = now
+    counters.add(.spinNanoseconds, now &- start)
+    if found {
+      counters.add(.spinHits)
+      state.pointee.spin.hit(after: now &- start)
+    } else {
+      state.pointee.spin.miss()
+    }
+    return found
+  }
+
+  /// Receives from the connection that was busy last, without asking the event loop.
+  private func lookAtHot(_ index: Int32) -> Bool {
+    let connection = connections + Int(index)
+    guard connection.pointee.descriptor >= 0, connection.pointee.phase == .transmission,
+      !connection.pointee.inputEnded, connection.pointee.blocked == .none
+    else { return false }
+    guard receive(index) else { return connection.pointee.isQueued }
+    connection.pointee.hasUnparsed = true
+    enqueue(index)
+    return true
+  }
+
+  /// How long the thread may sleep, in milliseconds; nil for ever.
+  private func sleepLimit() -> Int32? {
+    var deadline = UInt64.max
+    let now = state.pointee.now
+    if state.pointee.isStopping { deadline = min(state.pointee.stopDeadline, now &+ 20_000_000) }
+    // A target may find resources again without waking anyone.
+    if waitQueue.count > 0 { deadline = min(deadline, now &+ 10_000_000) }
+    if state.pointee.handshakes > 0 {
+      let allowed = configuration.handshakeTimeout.nanoseconds
+      for index in 0..<configuration.maximumConnections where isInHandshake(connections + index) {
+        deadline = min(deadline, connections[index].lastProgress &+ allowed)
+      }
+    }
+    guard deadline != .max else { return nil }
+    let remaining = deadline > now ? deadline &- now : 0
+    return Int32(clamping: remaining / 1_000_000 &+ 1)
+  }
+
+  private func isInHandshake(_ connection: UnsafeMutablePointer<Connection>) -> Bool {
+    connection.pointee.descriptor >= 0 && connection.pointee.phase == .handshake
+  }
+
+  /// Drops clients that never finish their handshake, and those that keep the target's memory from others.
+  private func checkTimeouts() {
+    let now = state.pointee.now
+    if state.pointee.handshakes > 0 {
+      let allowed = configuration.handshakeTimeout.nanoseconds
+      for index in 0..<configuration.maximumConnections where isInHandshake(connections + index) {
+        if now >= connections[index].lastProgress &+ allowed { close(Int32(index)) }
+      }
+    }
+    if waitQueue.count > 0 {
+      let allowed = configuration.stallTimeout.nanoseconds
+      for index in 0..<configuration.maximumConnections where connections[index].descriptor >= 0 {
+        let connection = connections + index
+        let keepsMemory = connection.pointee.payloadSlot >= 0 || connection.pointee.replyHead >= 0
+        if keepsMemory && now >= connection.pointee.lastProgress &+ allowed { close(Int32(index)) }
+      }
+    }
+  }
+
+  private func takeMessages() {
+    for message in mailbox.takeAll() {
+      switch message {
+      case .adopt(let descriptor): adopt(descriptor)
+      case .stop(let deadline):
+        state.pointee.isStopping = true
+        state.pointee.stopDeadline = min(state.pointee.stopDeadline, deadline)
+        for index in 0..<configuration.maximumConnections where connections[index].descriptor >= 0 {
+          beginStopping(Int32(index))
+        }
+      }
+    }
+  }
+}

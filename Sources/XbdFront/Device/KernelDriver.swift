@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Whether the kernel's own blkfront has a device. Two frontends on one ring would tear each other's requests
+// apart, so ours refuses such a device and says how to free it.
+
+public import Blkif
+internal import Glibc
+
+/// The kernel's view of a domain's xenbus devices, in sysfs.
+public struct KernelDriver: Sendable {
+  private let root: String
+
+  /// - Parameter root: where sysfs is; another place only in tests.
+  public init(root: String = "/sys") {
+    self.root = root
+  }
+
+  /// The driver that is bound to a block device.
+  ///
+  /// - Returns: its name, usually "vbd"; nil when none is.
+  public func owner(of device: VirtualDevice) -> String? {
+    var target = [CChar](repeating: 0, count: 4096)
+    let length = readlink("\(root)/bus/xen/devices/vbd-\(device.number)/driver", &target, target.count - 1)
+    guard length > 0 else { return nil }
+    let path = String(decoding: target.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    return path.split(separator: "/").last.map(String.init)
+  }
+
+  /// Refuses a device that the kernel drives.
+  public func requireFree(_ device: VirtualDevice) throws(XbdError) {
+    guard let driver = owner(of: device) else { return }
+    throw XbdError(
+      .inUse,
+      "the kernel's blkfront drives \(device); to free it: "
+        + "echo vbd-\(device.number) > \(root)/bus/xen/drivers/\(driver)/unbind")
+  }
+}
