@@ -94,10 +94,14 @@ private func runFront(_ meeting: Meeting, abi: ABI, pageCount: Int, seed: UInt64
   var sent = 0
   var answered = 0
   var checksum: UInt64 = 0
+  /// Now and then everything must be answered before more is sent: then each single notification counts.
+  var draining = false
   while answered < total, !meeting.isOver {
-    let room = min(Int(ring.freeSlots), total - sent)
+    if ring.outstanding == 0 { draining = false }
+    let room = draining ? 0 : min(Int(ring.freeSlots), total - sent)
     if room > 0 {
-      for _ in 0..<Int.random(in: 1...room, using: &random) {
+      draining = Int.random(in: 0..<8, using: &random) == 0
+      for _ in 0..<(draining ? min(room, 2) : Int.random(in: 1...room, using: &random)) {
         let id = UInt64(sent)
         ring.enqueue().setDirect(.read, id: id, handle: 1, sector: sector(of: id), segmentCount: 0)
         checksum &+= id
@@ -118,7 +122,7 @@ private func runFront(_ meeting: Meeting, abi: ABI, pageCount: Int, seed: UInt64
       checksum &-= response.id
       answered += 1
     }
-    let nothingToSend = ring.freeSlots == 0 || sent == total
+    let nothingToSend = draining || ring.freeSlots == 0 || sent == total
     if count == 0, nothingToSend, answered < total, ring.armNotification() {
       sleep(in: &loop, on: meeting.wakeFront, "frontend", meeting)
     }
