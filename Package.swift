@@ -38,7 +38,10 @@ let package = Package(
       name: "Platform",
       dependencies: ["CXen", .product(name: "SystemPackage", package: "swift-system")],
       swiftSettings: strict),
-    .target(name: "Xen", dependencies: ["CXen", "Platform"], swiftSettings: strict),
+    .target(
+      name: "Xen",
+      dependencies: ["CXen", "Platform", .product(name: "SystemPackage", package: "swift-system")],
+      swiftSettings: strict),
     .target(name: "Blkif", dependencies: ["CXen", "Xen"], swiftSettings: strict),
     .target(
       name: "XbdFront",
@@ -50,7 +53,9 @@ let package = Package(
       swiftSettings: strict),
     .target(
       name: "XenLoopback",
-      dependencies: ["Xen", "Platform", "CXen", .product(name: "Logging", package: "swift-log")],
+      dependencies: [
+        "Xen", "Platform", "CXen", .product(name: "SystemPackage", package: "swift-system"),
+      ],
       swiftSettings: strict),
     .target(
       name: "NBD",
@@ -69,6 +74,12 @@ let package = Package(
     .target(name: "CRingReference", dependencies: ["CXen"], path: "Tests/CRingReference"),
     .testTarget(
       name: "BlkifTests", dependencies: ["Blkif", "Xen", "CXen", "CRingReference"],
+      swiftSettings: strict),
+    .testTarget(
+      name: "XenLoopbackTests",
+      dependencies: [
+        "XenLoopback", "Xen", "Platform", "CXen", .product(name: "SystemPackage", package: "swift-system"),
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "PlatformTests", dependencies: ["Platform", "CXen"], swiftSettings: strict),
