@@ -46,7 +46,7 @@ let package = Package(
       swiftSettings: strict),
     .target(
       name: "XbdBack",
-      dependencies: ["Blkif", "Xen", "Platform", .product(name: "Logging", package: "swift-log")],
+      dependencies: ["Blkif", "Xen", "Platform", "CXen", .product(name: "Logging", package: "swift-log")],
       swiftSettings: strict),
     .target(
       name: "XenLoopback",
@@ -72,6 +72,15 @@ let package = Package(
       swiftSettings: strict),
     .testTarget(
       name: "PlatformTests", dependencies: ["Platform", "CXen"], swiftSettings: strict),
+    // Counts allocations of a thread, for tests of paths that must not allocate.
+    .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
+    .testTarget(
+      name: "XbdBackTests",
+      dependencies: [
+        "XbdBack", "Blkif", "Xen", "Platform", "CXen", "CAllocationCounter",
+        .product(name: "Logging", package: "swift-log"),
+      ],
+      swiftSettings: strict),
   ],
   swiftLanguageModes: [.v6],
   cLanguageStandard: .gnu11
