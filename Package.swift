@@ -49,7 +49,7 @@ let package = Package(
       swiftSettings: strict),
     .target(
       name: "XbdBack",
-      dependencies: ["Blkif", "Xen", "Platform", .product(name: "Logging", package: "swift-log")],
+      dependencies: ["Blkif", "Xen", "Platform", "CXen", .product(name: "Logging", package: "swift-log")],
       swiftSettings: strict),
     .target(
       name: "XenLoopback",
@@ -75,6 +75,8 @@ let package = Package(
     .testTarget(
       name: "BlkifTests", dependencies: ["Blkif", "Xen", "Platform", "CXen", "CRingReference"],
       swiftSettings: strict),
+    // Counts allocations of a thread, for tests of paths that must not allocate.
+    .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
     .testTarget(
       name: "PlatformTests",
       dependencies: ["Platform", "CXen", .product(name: "SystemPackage", package: "swift-system")],
@@ -83,6 +85,13 @@ let package = Package(
       name: "XenLoopbackTests",
       dependencies: [
         "XenLoopback", "Xen", "Platform", "CXen", .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      swiftSettings: strict),
+    .testTarget(
+      name: "XbdBackTests",
+      dependencies: [
+        "XbdBack", "Blkif", "Xen", "Platform", "CXen", "CAllocationCounter",
+        .product(name: "Logging", package: "swift-log"),
       ],
       swiftSettings: strict),
   ],
