@@ -94,6 +94,20 @@ let package = Package(
         .product(name: "Logging", package: "swift-log"),
       ],
       swiftSettings: strict),
+    // A BlockTarget on memory, for the NBD tests and for measuring the NBD service alone.
+    .target(
+      name: "NBDTestSupport", dependencies: ["NBD", "CXen", "Platform"], path: "Tests/NBDTestSupport",
+      swiftSettings: strict),
+    .executableTarget(
+      name: "nbd-bench-server", dependencies: ["NBD", "NBDTestSupport"], path: "Tests/NBDBenchServer",
+      swiftSettings: strict),
+    .testTarget(
+      name: "NBDTests",
+      dependencies: [
+        "NBD", "NBDTestSupport", "Platform", "CXen", "CAllocationCounter",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      swiftSettings: strict),
   ],
   swiftLanguageModes: [.v6],
   cLanguageStandard: .gnu11
