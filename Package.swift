@@ -38,7 +38,10 @@ let package = Package(
       name: "Platform",
       dependencies: ["CXen", .product(name: "SystemPackage", package: "swift-system")],
       swiftSettings: strict),
-    .target(name: "Xen", dependencies: ["CXen", "Platform"], swiftSettings: strict),
+    .target(
+      name: "Xen",
+      dependencies: ["CXen", "Platform", .product(name: "SystemPackage", package: "swift-system")],
+      swiftSettings: strict),
     .target(name: "Blkif", dependencies: ["CXen", "Xen"], swiftSettings: strict),
     .target(
       name: "XbdFront",
@@ -46,11 +49,13 @@ let package = Package(
       swiftSettings: strict),
     .target(
       name: "XbdBack",
-      dependencies: ["Blkif", "Xen", "Platform", .product(name: "Logging", package: "swift-log")],
+      dependencies: ["Blkif", "Xen", "Platform", "CXen", .product(name: "Logging", package: "swift-log")],
       swiftSettings: strict),
     .target(
       name: "XenLoopback",
-      dependencies: ["Xen", "Platform", "CXen", .product(name: "Logging", package: "swift-log")],
+      dependencies: [
+        "Xen", "Platform", "CXen", .product(name: "SystemPackage", package: "swift-system"),
+      ],
       swiftSettings: strict),
     .target(
       name: "NBD",
@@ -59,7 +64,7 @@ let package = Package(
     .executableTarget(
       name: "xbd-user",
       dependencies: [
-        "NBD", "XbdFront", "XbdBack", "XenLoopback", "Xen", "Blkif", "Platform",
+        "NBD", "XbdFront", "XbdBack", "XenLoopback", "Xen", "Blkif", "Platform", "CXen",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Logging", package: "swift-log"),
       ],
@@ -70,9 +75,24 @@ let package = Package(
     .testTarget(
       name: "BlkifTests", dependencies: ["Blkif", "Xen", "Platform", "CXen", "CRingReference"],
       swiftSettings: strict),
+    // Counts allocations of a thread, for tests of paths that must not allocate.
+    .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
     .testTarget(
       name: "PlatformTests",
       dependencies: ["Platform", "CXen", .product(name: "SystemPackage", package: "swift-system")],
+      swiftSettings: strict),
+    .testTarget(
+      name: "XenLoopbackTests",
+      dependencies: [
+        "XenLoopback", "Xen", "Platform", "CXen", .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      swiftSettings: strict),
+    .testTarget(
+      name: "XbdBackTests",
+      dependencies: [
+        "XbdBack", "Blkif", "Xen", "Platform", "CXen", "CAllocationCounter",
+        .product(name: "Logging", package: "swift-log"),
+      ],
       swiftSettings: strict),
   ],
   swiftLanguageModes: [.v6],

@@ -184,6 +184,15 @@ public final class BlockQueue: @unchecked Sendable {
     return counters
   }
 
+  /// What the queue has done so far, for any thread while the owner runs, or when there is no owner any more.
+  ///
+  /// - Parameter milliseconds: how long the owner may take; an owner that has ended is not waited for longer.
+  public func snapshot(milliseconds: Int = 100) -> QueueCounters {
+    guard let answer = try? Handoff<QueueCounters>() else { return QueueCounters() }
+    control.tell { $0.wantsCounters = answer }
+    return answer.wait(milliseconds: milliseconds) ?? counters
+  }
+
   /// How the backend broke the protocol, if it did.
   public var violation: ProtocolViolation? { core.pointee.broken }
 
@@ -218,6 +227,7 @@ public final class BlockQueue: @unchecked Sendable {
     if let sectors = news.sectorCount { core.pointee.parameters.sectorCount = sectors }
     if let refusal = news.refusal { core.pointee.refusal = refusal }
     if let status = news.failEverything { core.pointee.failAll(status) }
+    news.wantsCounters?.put(counters)
   }
 
   private func reportTrouble() {

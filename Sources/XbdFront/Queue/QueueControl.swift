@@ -3,6 +3,7 @@
 // The only thing that a queue's thread and the device's control thread share: news in one direction, reports in
 // the other. A queue without news pays one relaxed load for it.
 
+internal import Platform
 internal import Synchronization
 internal import Xen
 
@@ -14,6 +15,8 @@ struct QueueNews {
   var refusal: OperationStatus?
   /// Everything in flight ends with this: nobody will answer any more.
   var failEverything: OperationStatus?
+  /// Somebody wants to know what was counted so far.
+  var wantsCounters: Handoff<QueueCounters>?
 }
 
 /// What a queue tells the control thread.

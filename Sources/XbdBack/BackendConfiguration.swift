@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Everything that a backend offers, limits or pretends, as data. The defaults are Linux blkback's.
+
+public import Blkif
+
+/// What one device's backend offers and how it works.
+public struct BackendConfiguration: Sendable {
+  /// How a kind of request is treated.
+  public enum Support: Sendable {
+    /// Offered and done.
+    case on
+    /// Not offered, and answered EOPNOTSUPP.
+    case off
+    /// Offered, and answered EOPNOTSUPP all the same, as a backend may at any time (blkif.h: feature-barrier).
+    case advertisedOnly
+  }
+  /// How a request's pages are reached.
+  public enum DataPath: Sendable {
+    /// Mapped; kept so when both ends have `feature-persistent`.
+    case map
+    /// Copied by the hypervisor, as QEMU does; nothing is kept.
+    case grantCopy
+  }
+  /// When features are published.
+  public enum Publication: Sendable {
+    /// What concerns the ring before InitWait, the rest before Connected, as Linux does.
+    case split
+    /// All before InitWait, as FreeBSD does; the sizes appear with Connected.
+    case early
+    /// All only with Connected, as NetBSD does: the frontend sees defaults until then.
+    case late
+  }
+  /// Who runs the queues.
+  public enum Execution: Sendable {
+    /// Each queue has a thread of its own, which sleeps on its event channel.
+    case ownThread
+    /// Whoever owns the frontend's queue calls `ColocatedQueue.run`.
+    case colocated
+  }
+
+  // How it runs.
+  /// Who runs the queues.
+  public var execution: Execution = .ownThread
+  /// Own thread: for how long an empty ring is looked at again before sleeping, in nanoseconds.
+  public var pollNanoseconds: UInt64 = 0
+  /// After how many responses the frontend is shown them, rather than only when the ring is empty; 0 never.
+  public var publishInterval: Int = 8
+
+  // Grants.
+  /// How a request's pages are reached.
+  public var dataPath: DataPath = .map
+  /// Offer to keep grants mapped (feature-persistent); without effect with `grantCopy`.
+  public var persistentGrants = true
+  /// Grants that one queue keeps mapped, at most; beyond it they are mapped for a request (max_persistent_grants).
+  public var maxPersistentGrants = 1056
+  /// How often a queue looks for grants to let go of, in milliseconds (LRU_INTERVAL).
+  public var purgeIntervalMilliseconds: UInt32 = 100
+  /// Per cent of the limit that are let go of when it was not enough (LRU_PERCENT_CLEAN).
+  public var purgePercent = 5
+  /// After how many seconds without use a grant is let go of (persistent_grant_unused_seconds); 0 never.
+  public var persistentUnusedSeconds: UInt32 = 60
+  /// Map the pages of one request with one call, rather than each by itself.
+  public var batchMapping = true
+
+  // The ring.
+  /// Segments of an indirect request, 0 to 4,096; 0 does without indirect requests.
+  public var maxIndirectSegments = 256
+  /// log2 of the ring's pages, at most; 0 to 4.
+  public var maxRingPageOrder = 4
+  /// Publish `max-ring-pages` as well, the deprecated twin of `max-ring-page-order`.
+  public var publishMaxRingPages = false
+  /// Queues, at most.
+  public var maxQueues = 4
+  /// The layout when the frontend has written no `protocol`.
+  public var abiWhenMissing: ABI = .native
+  /// When features are published.
+  public var publication: Publication = .split
+  /// Answer an indirect request with operation 6, as blkif.h can be read, instead of the operation inside.
+  public var echoIndirectOperation = false
+
+  // What the disk can do.
+  /// FLUSH_DISKCACHE.
+  public var flush: Support = .on
+  /// WRITE_BARRIER.
+  public var barrier: Support = .on
+  /// DISCARD; off by itself when the storage cannot.
+  public var discard: Support = .on
+  /// `discard-granularity` in bytes; nil takes the storage's.
+  public var discardGranularity: Int?
+  /// `discard-alignment` in bytes.
+  public var discardAlignment = 0
+  /// Offer secure discards; off by itself when the storage cannot.
+  public var secureDiscard = false
+  /// Refuse writes; on by itself when the storage is read-only.
+  public var readOnly = false
+  /// Say that it is a CD-ROM.
+  public var cdrom = false
+  /// Say that the medium can be taken out.
+  public var removable = false
+  /// The logical sector in bytes, 512 or 4,096; only lengths and alignments follow it, the wire stays at 512.
+  public var sectorSize = 512
+  /// The physical sector in bytes, a multiple of `sectorSize`; nil takes `sectorSize`.
+  public var physicalSectorSize: Int?
+
+  /// As capable as Linux blkback.
+  public init() {}
+
+  /// What makes no sense in it.
+  ///
+  /// - Returns: a sentence; nil when everything does.
+  public func complaint(about storage: any Storage) -> String? {
+    let physical = physicalSectorSize ?? sectorSize
+    switch true {
+    case ![512, 4096].contains(sectorSize):
+      return "a logical sector has 512 or 4096 bytes, not \(sectorSize)"
+    case physical < sectorSize || physical > 1 << 20 || physical.nonzeroBitCount != 1:
+      return "a physical sector of \(physical) bytes is no power of two that is a multiple of \(sectorSize)"
+    case storage.requiredAlignment > sectorSize:
+      return "\(storage) needs sectors of \(storage.requiredAlignment) bytes; set the logical sector to that"
+    case storage.byteCount % UInt64(physical) != 0:
+      return "\(storage) has \(storage.byteCount) bytes, no whole number of \(physical)-byte sectors"
+    case !(0...BlkIf.maxIndirectSegments).contains(maxIndirectSegments):
+      return "an indirect request has up to \(BlkIf.maxIndirectSegments) segments, not \(maxIndirectSegments)"
+    case !(0...BlkIf.maxRingPageOrder).contains(maxRingPageOrder):
+      return "a ring's order is 0 to \(BlkIf.maxRingPageOrder), not \(maxRingPageOrder)"
+    case !(1...256).contains(maxQueues):
+      return "there are 1 to 256 queues, not \(maxQueues)"
+    case !(0...1 << 20).contains(maxPersistentGrants):
+      return "a queue keeps 0 to \(1 << 20) grants, not \(maxPersistentGrants)"
+    case !(0...100).contains(purgePercent):
+      return "\(purgePercent) is no percentage"
+    case (discardGranularity ?? 512) < 512 || discardAlignment < 0:
+      return "a discard granularity is at least 512 bytes, and an alignment not negative"
+    case publishInterval < 0:
+      return "a publish interval is not negative"
+    default:
+      return nil
+    }
+  }
+}

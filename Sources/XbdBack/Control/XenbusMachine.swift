@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The backend's half of the xenbus handshake as a pure function of both ends' states (xenbus.h; blkif.h, "STATE
+// DIAGRAMS"; Linux xen-blkback/xenbus.c: frontend_changed; QEMU: xen_device_frontend_changed).
+//
+//   front 1 ─► 2 InitWait (features)      front 3, 4 ─► 4 Connected (ring, sizes)
+//   front 5 ─► 5 Closing                  front 6, gone ─► 6 Closed, and the end when it is offline
+
+internal import Xen
+
+/// What a backend sees of its frontend's `state` node.
+enum FrontendState: Equatable {
+  /// There is no such node.
+  case missing
+  /// A state.
+  case state(XenbusState)
+  /// Something that is none; as it was written.
+  case garbage(String)
+
+  init(node: [UInt8]?) {
+    guard let node else {
+      self = .missing
+      return
+    }
+    if node.count == 1, node[0] >= UInt8(ascii: "0"),
+      let state = XenbusState(rawValue: node[0] - UInt8(ascii: "0"))
+    {
+      self = .state(state)
+    } else {
+      self = .garbage(String(decoding: node.prefix(32), as: UTF8.self))
+    }
+  }
+}
+
+/// Where one device stands.
+struct XenbusMachine: Equatable {
+  /// What has to be done, in the order given.
+  enum Action: Equatable {
+    /// Let go of the rings, if there are any.
+    case disconnect
+    /// Publish the features and go to InitWait.
+    case offer
+    /// Read what the frontend has published, attach, publish the sizes and go to Connected; failing that, complain.
+    case connect
+    /// Write the state that the machine is in now.
+    case announce
+    /// Write the sentence to the device's error node and go to Closing.
+    case complain(String)
+    /// The device is over.
+    case remove
+  }
+
+  /// What this end's `state` node says.
+  private(set) var own: XenbusState = .initialising
+  private var frontendWasSeen = false
+
+  init(own: XenbusState = .initialising) { self.own = own }
+
+  /// The frontend's state was looked at, changed or not.
+  ///
+  /// - Parameter online: false once the toolstack wants the device gone after it is closed.
+  mutating func frontend(_ frontend: FrontendState, online: Bool) -> [Action] {
+    switch frontend {
+    case .missing where !frontendWasSeen:
+      // Not created yet.
+      return online ? [] : close(online: online)
+    case .missing:
+      frontendWasSeen = false
+      return close(online: online)
+    case .garbage(let text):
+      frontendWasSeen = true
+      return reject("the frontend's state is \"\(text)\", which is no state")
+    case .state(let state):
+      frontendWasSeen = true
+      return known(state, online: online)
+    }
+  }
+
+  private mutating func known(_ frontend: XenbusState, online: Bool) -> [Action] {
+    switch frontend {
+    case .initialising:
+      switch own {
+      case .initWait: return []
+      // The toolstack closes the device while nobody is on the other side.
+      case .closing where !online: return close(online: false)
+      case .closed where !online: return [.remove]
+      default:
+        own = .initWait
+        return [.disconnect, .offer]
+      }
+    case .initialised, .connected:
+      switch own {
+      case .connected, .closing: return []
+      case .initialising: return [.disconnect, .offer, .connect]
+      default: return [.disconnect, .connect]
+      }
+    case .closing:
+      if own == .closing || own == .closed { return [] }
+      own = .closing
+      return [.announce]
+    case .closed:
+      return close(online: online)
+    case .unknown, .initWait, .reconfiguring, .reconfigured:
+      return reject("the frontend is in state \(frontend), which no frontend has")
+    }
+  }
+
+  private mutating func reject(_ sentence: String) -> [Action] {
+    if own == .closing || own == .closed { return [] }
+    own = .closing
+    return [.complain(sentence)]
+  }
+
+  private mutating func close(online: Bool) -> [Action] {
+    let was = own
+    own = .closed
+    let end: [Action] = online ? [] : [.remove]
+    return was == .closed ? end : [.disconnect, .announce] + end
+  }
+
+  /// What became of `.connect`.
+  mutating func connected() { own = .connected }
+
+  /// `.connect`, or something later, failed.
+  mutating func failed() { own = .closing }
+
+  /// The device is ended from here.
+  mutating func end() -> [Action] { close(online: false) }
+
+  /// The toolstack wrote our own state, or `online`, or removed the directory.
+  ///
+  /// - Parameters:
+  ///   - node: what our `state` says now.
+  ///   - frontend: what the frontend's says.
+  mutating func toolstack(node: FrontendState, frontend: FrontendState, online: Bool) -> [Action] {
+    switch node {
+    case .missing:
+      own = .closed
+      return [.disconnect, .remove]
+    case .state(.closing) where own != .closing && own != .closed:
+      own = .closing
+      return frontend.isActive ? [] : close(online: online)
+    default:
+      guard !online else { return [] }
+      if own == .closed { return [.remove] }
+      return frontend.isActive ? [] : close(online: false)
+    }
+  }
+}
+
+extension FrontendState {
+  /// Whether a frontend is there that will react to our closing.
+  var isActive: Bool {
+    switch self {
+    case .state(.initialised), .state(.connected), .state(.closing): true
+    default: false
+    }
+  }
+}

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One ring that is attached to a frontend: the engine, its lock, its event channel, and how it is taken down.
+//
+// Threads: `run` belongs to one thread at a time, the queue's own or the one that has the frontend's queue. The
+// control thread takes the lock to change the size, to read the statistics and to detach; `run` takes it once.
+
+internal import Blkif
+internal import CXen
+internal import Platform
+internal import Synchronization
+internal import SystemPackage
+internal import Xen
+
+/// One attached ring.
+final class BackendQueue: @unchecked Sendable {
+  private let monitor = Monitor()
+  /// Initialised until `detach`; guarded by `monitor`.
+  private let engine: UnsafeMutablePointer<QueueEngine>
+  private var isAttached = true
+  private var lastStatistics = BackendStatistics()
+
+  private let grants: any GrantMapping
+  private let channels: any EventChannels
+  private let port: EventChannelPort
+  private let ringBase: UnsafeMutableRawPointer
+  private let ringPageCount: Int
+  private let notifies: Bool
+  private let pollNanoseconds: UInt64
+  private let slow: SlowLane
+  private let violated: @Sendable () -> Void
+  private let brokenBy = Mutex<RingViolation?>(nil)
+  private let stop: StopSignal
+  private let thread = Mutex<DedicatedThread?>(nil)
+
+  /// A counter that is shared with the queue's thread.
+  private final class StopSignal: Sendable {
+    let counter: EventCounter
+    let requested = Atomic<Bool>(false)
+    init() throws(Errno) { counter = try EventCounter() }
+  }
+
+  /// Attaches to what a frontend has published: maps the ring and binds the event channel.
+  ///
+  /// - Parameters:
+  ///   - transport: the references and the port.
+  ///   - violated: called, at most once and with no lock held, when the frontend breaks the ring.
+  /// - Throws: one sentence; nothing stays mapped or bound.
+  init(
+    system: any XenSystem, transport: RingTransport, parameters: QueueParameters, storage: any Storage,
+    sectorCount: UInt64, workers: StorageWorkers, violated: @escaping @Sendable () -> Void
+  ) throws(XenError) {
+    let grants = try system.openGrantMapping()
+    let channels = try system.openEventChannels()
+    let frontend = parameters.frontend
+    let base = try grants.map(transport.references, of: frontend, writable: true)
+    do throws(XenError) {
+      port = try channels.bindInterdomain(remote: frontend, port: transport.eventChannel)
+    } catch {
+      try? grants.unmap(base, count: transport.references.count)
+      throw XenError(
+        error.code, "cannot bind event channel \(transport.eventChannel) of domain \(frontend): \(error)",
+        errno: error.errno)
+    }
+    engine = .allocate(capacity: 1)
+    self.grants = grants
+    self.channels = channels
+    self.violated = violated
+    ringBase = base
+    ringPageCount = transport.references.count
+    notifies = parameters.configuration.execution == .ownThread
+    pollNanoseconds = parameters.configuration.pollNanoseconds
+    do {
+      let ring = try BackRing(pages: base, pageCount: transport.references.count, abi: parameters.abi)
+      let configuration = parameters.configuration
+      let pending = try PendingRequests(
+        capacity: Int(ring.capacity),
+        maxSegments: max(BlkIf.maxDirectSegments, configuration.maxIndirectSegments),
+        staging: configuration.dataPath == .grantCopy)
+      slow = try SlowLane(storage: storage, slots: pending, workers: workers)
+      stop = try StopSignal()
+      engine.initialize(
+        to: QueueEngine(
+          ring: ring, parameters: parameters, storage: storage, grants: grants, sectorCount: sectorCount,
+          pending: pending, slow: slow))
+    } catch {
+      try? channels.unbind(port)
+      try? grants.unmap(base, count: transport.references.count)
+      engine.deallocate()
+      throw (error as? RingViolation).map { XenError(.invalid, $0.description) }
+        ?? XenError(.limitReached, "no memory or descriptor for a ring: \(error)")
+    }
+  }
+
+  deinit {
+    detach()
+    engine.deallocate()
+  }
+
+  /// Readable while a worker has finished something for this queue.
+  var wakeDescriptor: Int32 { slow.wakeUp.fileDescriptor }
+
+  /// Whether the frontend is still there.
+  var attached: Bool { monitor.withLock { isAttached } }
+
+  /// How the frontend broke the ring.
+  var violation: RingViolation? { brokenBy.withLock { $0 } }
+
+  /// What was done so far; the last figures once detached.
+  var statistics: BackendStatistics {
+    monitor.withLock { isAttached ? current() : lastStatistics }
+  }
+
+  /// Changes the size, in 512-byte sectors.
+  func setSectorCount(_ count: UInt64) {
+    monitor.withLock { if isAttached { engine.pointee.sectorCount = count } }
+  }
+
+  /// Does everything that can be done now.
+  ///
+  /// - Returns: whether a request was taken or answered.
+  func run() -> Bool {
+    var broken: RingViolation?
+    let didSomething = monitor.withLock { () -> Bool in
+      guard isAttached else { return false }
+      let already = engine.pointee.violation != nil
+      let didSomething = engine.pointee.run()
+      if engine.pointee.mustNotify {
+        engine.pointee.mustNotify = false
+        if notifies { notify() }
+      }
+      if !already { broken = engine.pointee.violation }
+      return didSomething
+    }
+    if let broken {
+      brokenBy.withLock { $0 = broken }
+      violated()
+    }
+    return didSomething
+  }
+
+  /// Starts the queue's own thread.
+  func startThread(name: String) throws(Errno) {
+    let loop = try EventLoop(capacity: 4)
+    try loop.add(channels.fileDescriptor, .readable, token: Token.channel)
+    try loop.add(wakeDescriptor, .readable, token: Token.worker)
+    try loop.add(stop.counter.fileDescriptor, .readable, token: Token.stop)
+    let box = LoopBox(loop)
+    let started = try DedicatedThread(name: name) { [self] in serve(box) }
+    thread.withLock { $0 = started }
+  }
+
+  /// Ends the thread, waits for the workers, and lets go of every page and the port. Idempotent; not from the
+  /// queue's own thread.
+  func detach() {
+    stop.requested.store(true, ordering: .releasing)
+    stop.counter.signal()
+    thread.withLock { thread in
+      thread?.join()
+      thread = nil
+    }
+    monitor.withLock {
+      guard isAttached else { return }
+      isAttached = false
+      slow.drain()
+      engine.pointee.unmapAll()
+      lastStatistics = current()
+      lastStatistics.persistentGrants = 0
+      engine.deinitialize(count: 1)
+      try? grants.unmap(ringBase, count: ringPageCount)
+      try? channels.unbind(port)
+    }
+  }
+
+  private func current() -> BackendStatistics {
+    var statistics = engine.pointee.statistics
+    statistics.persistentGrants = UInt64(engine.pointee.persistent.count)
+    return statistics
+  }
+
+  private func notify() {
+    engine.pointee.statistics.notificationsSent &+= 1
+    // It fails only when the handle is gone, and then so is the frontend.
+    try? channels.notify(port)
+  }
+
+  // MARK: The queue's own thread
+
+  private enum Token {
+    static let channel: UInt64 = 1
+    static let worker: UInt64 = 2
+    static let stop: UInt64 = 3
+  }
+
+  /// Carries the loop to the thread.
+  private final class LoopBox: @unchecked Sendable {
+    var loop: EventLoop
+    init(_ loop: consuming EventLoop) { self.loop = loop }
+  }
+
+  private func serve(_ box: LoopBox) {
+    var masked: EventChannelPort?
+    var idleSince = MonotonicClock.nanoseconds()
+    while !stop.requested.load(ordering: .acquiring) {
+      if run() {
+        idleSince = pollNanoseconds > 0 ? MonotonicClock.nanoseconds() : 0
+        continue
+      }
+      if pollNanoseconds > 0, MonotonicClock.nanoseconds() &- idleSince < pollNanoseconds {
+        cxen_spin_hint()
+        continue
+      }
+      // Only a drained ring lets events through again (XSA-332).
+      if let port = masked {
+        masked = nil
+        try? channels.unmask(port)
+      }
+      guard arm() else { continue }
+      let count = box.loop.wait(milliseconds: idleTimeout)
+      if count == 0 { monitor.withLock { engine.pointee.purge() } }
+      for index in 0..<count where box.loop.event(index).token == Token.channel {
+        if let port = (try? channels.nextPending()) ?? nil { masked = port }
+      }
+      idleSince = pollNanoseconds > 0 ? MonotonicClock.nanoseconds() : 0
+    }
+  }
+
+  private func arm() -> Bool { monitor.withLock { engine.pointee.arm() } }
+
+  /// Milliseconds after which idle grants are looked at; nil while there are none.
+  private var idleTimeout: Int32? {
+    monitor.withLock {
+      let seconds = engine.pointee.parameters.configuration.persistentUnusedSeconds
+      guard seconds > 0, engine.pointee.persistent.count > 0 else { return nil }
+      return Int32(min(seconds, 10)) * 1000
+    }
+  }
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The grants that a queue keeps mapped: reference ──► address, and which was used last.
+//
+//   index (open addressing)      entries (never move while in use)
+//   ┌─────┬───────┐              ┌─────────┬───────────┬───────┬──────────┐
+//   │ ref │ entry │ ───────────► │ address │ reference │ users │ last use │
+//   └─────┴───────┘              └─────────┴───────────┴───────┴──────────┘
+//
+// All memory is there from the start. Linux: add_persistent_gnt, get_persistent_gnt, purge_persistent_gnt.
+
+internal import Xen
+
+/// A bounded map from grant references of one domain to mapped pages, owned by a queue's thread.
+struct PersistentGrants: ~Copyable {
+  /// One page that is kept mapped.
+  struct Entry {
+    var address: UnsafeMutableRawPointer
+    var reference: UInt32
+    /// Requests in flight that use the page; it is not unmapped before there are none.
+    var users: UInt32
+    /// Rises with every use of any entry.
+    var lastUse: UInt64
+    /// When that was, in seconds of a coarse clock.
+    var lastSecond: UInt32
+  }
+  private struct IndexSlot {
+    var reference: UInt32
+    /// The entry plus one; 0 marks an empty slot.
+    var entry: UInt32
+  }
+
+  let limit: Int
+  private(set) var count = 0
+  /// A reference could not be kept since the last purge.
+  var overflowed = false
+  private var clock: UInt64 = 0
+  private let index: UnsafeMutablePointer<IndexSlot>
+  private let mask: UInt32
+  private let shift: UInt32
+  let entries: UnsafeMutablePointer<Entry>
+  /// Entries not in use, a stack; `limit - count` of them.
+  private let free: UnsafeMutablePointer<UInt32>
+
+  /// - Parameter limit: grants at most, 0 or more.
+  init(limit: Int) {
+    self.limit = limit
+    var bits: UInt32 = 4
+    while 1 << bits < limit * 2 { bits += 1 }
+    mask = 1 << bits - 1
+    shift = 32 - bits
+    index = .allocate(capacity: 1 << Int(bits))
+    index.initialize(repeating: IndexSlot(reference: 0, entry: 0), count: 1 << Int(bits))
+    entries = .allocate(capacity: max(1, limit))
+    free = .allocate(capacity: max(1, limit))
+    for position in 0..<limit { free[position] = UInt32(limit - 1 - position) }
+  }
+
+  deinit {
+    index.deallocate()
+    entries.deallocate()
+    free.deallocate()
+  }
+
+  /// Fibonacci hashing: references are often neighbours, and must not be told apart by their low bits alone.
+  @inline(__always)
+  private func home(_ reference: UInt32) -> UInt32 { (reference &* 0x9E37_79B1) >> shift }
+
+  /// Finds a page and counts a user of it.
+  ///
+  /// - Returns: the entry, to be given back with `release`; nil when the reference is not kept.
+  @inline(__always)
+  mutating func acquire(_ reference: UInt32, second: UInt32) -> UInt32? {
+    var position = home(reference)
+    while true {
+      let slot = index[Int(position)]
+      if slot.entry == 0 { return nil }
+      if slot.reference == reference {
+        let entry = slot.entry &- 1
+        clock &+= 1
+        entries[Int(entry)].users &+= 1
+        entries[Int(entry)].lastUse = clock
+        entries[Int(entry)].lastSecond = second
+        return entry
+      }
+      position = (position &+ 1) & mask
+    }
+  }
+
+  /// Keeps a page that has just been mapped, with one user. Only while `count` is below `limit`, and not twice.
+  mutating func insert(_ reference: UInt32, _ address: UnsafeMutableRawPointer, second: UInt32) -> UInt32 {
+    precondition(count < limit, "more grants are kept than the limit")
+    count += 1
+    clock &+= 1
+    let entry = free[limit - count]
+    (entries + Int(entry)).initialize(
+      to: Entry(address: address, reference: reference, users: 1, lastUse: clock, lastSecond: second))
+    var position = home(reference)
+    while index[Int(position)].entry != 0 { position = (position &+ 1) & mask }
+    index[Int(position)] = IndexSlot(reference: reference, entry: entry &+ 1)
+    return entry
+  }
+
+  /// Ends one use.
+  @inline(__always)
+  mutating func release(_ entry: UInt32) {
+    entries[Int(entry)].users &-= 1
+  }
+
+  /// Takes a page out.
+  ///
+  /// - Returns: its address, to be unmapped.
+  mutating func remove(_ entry: UInt32) -> UnsafeMutableRawPointer {
+    let reference = entries[Int(entry)].reference
+    var position = home(reference)
+    while index[Int(position)].entry != entry &+ 1 { position = (position &+ 1) & mask }
+    // Close the gap, so that a search never has to step over a removed slot.
+    var gap = position
+    while true {
+      position = (position &+ 1) & mask
+      let slot = index[Int(position)]
+      if slot.entry == 0 { break }
+      let distance = (position &- home(slot.reference)) & mask
+      if distance >= (position &- gap) & mask {
+        index[Int(gap)] = slot
+        gap = position
+      }
+    }
+    index[Int(gap)].entry = 0
+    free[limit - count] = entry
+    count -= 1
+    return entries[Int(entry)].address
+  }
+
+  /// Chooses what to let go of: everything unused for too long, and when the limit was not enough, the least
+  /// recently used as well (Linux: purge_persistent_gnt).
+  ///
+  /// - Parameters:
+  ///   - percent: of the limit, when it was not enough.
+  ///   - unusedSeconds: 0 keeps for ever.
+  ///   - body: gets each address; the entry is gone then.
+  mutating func purge(
+    percent: Int, unusedSeconds: UInt32, second: UInt32, _ body: (UnsafeMutableRawPointer) -> Void
+  ) {
+    var excess = 0
+    if overflowed, count >= limit { excess = max(1, limit * percent / 100) }
+    if percent == 0 { excess = 0 }
+    overflowed = false
+    guard count > 0, excess > 0 || (unusedSeconds > 0 && anyUnused(for: unusedSeconds, second)) else {
+      return
+    }
+    var idle: [(lastUse: UInt64, entry: UInt32)] = []
+    for slot in UnsafeBufferPointer(start: index, count: Int(mask) + 1) where slot.entry != 0 {
+      let entry = entries[Int(slot.entry) - 1]
+      if entry.users == 0 { idle.append((entry.lastUse, slot.entry - 1)) }
+    }
+    idle.sort { $0.lastUse < $1.lastUse }
+    for (position, candidate) in idle.enumerated() {
+      let age = second &- entries[Int(candidate.entry)].lastSecond
+      guard position < excess || (unusedSeconds > 0 && age >= unusedSeconds) else { break }
+      body(remove(candidate.entry))
+    }
+  }
+
+  private func anyUnused(for seconds: UInt32, _ second: UInt32) -> Bool {
+    for slot in UnsafeBufferPointer(start: index, count: Int(mask) + 1) where slot.entry != 0 {
+      let entry = entries[Int(slot.entry) - 1]
+      if entry.users == 0, second &- entry.lastSecond >= seconds { return true }
+    }
+    return false
+  }
+
+  /// Takes everything out, used or not; only when nothing is in flight any more.
+  mutating func removeAll(_ body: (UnsafeMutableRawPointer) -> Void) {
+    for slot in UnsafeMutableBufferPointer(start: index, count: Int(mask) + 1) where slot.entry != 0 {
+      body(entries[Int(slot.entry) - 1].address)
+    }
+    index.update(repeating: IndexSlot(reference: 0, entry: 0), count: Int(mask) + 1)
+    count = 0
+    for position in 0..<limit { free[position] = UInt32(limit - 1 - position) }
+  }
+}

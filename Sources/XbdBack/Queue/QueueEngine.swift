@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The data plane of one ring: takes requests, has them done, pushes responses. Owned by whoever holds the queue's
+// lock; knows nothing of threads and event channels.
+//
+//   ring ──► take ──► validate ──► pages ──► storage ──► finish ──► ring
+//                                              └► worker ──┘
+//
+// Nothing that comes out of the ring or out of a granted page is trusted: each is copied once and then checked.
+// Source: blkif.h; Linux xen-blkback/blkback.c: do_block_io_op, dispatch_rw_block_io, dispatch_discard_io.
+
+internal import Blkif
+internal import CXen
+internal import Glibc
+internal import Platform
+internal import SystemPackage
+internal import Xen
+
+/// What the control plane negotiated for one ring.
+struct QueueParameters {
+  var frontend: DomainID
+  var abi: ABI
+  var persistent: Bool
+  var configuration: BackendConfiguration
+  var readOnly: Bool
+  var discard: BackendConfiguration.Support
+  var secureDiscard: Bool
+}
+
+/// One ring's requests, from taking to answering.
+struct QueueEngine: ~Copyable {
+  var ring: BackRing
+  let parameters: QueueParameters
+  let storage: any Storage
+  let grants: any GrantMapping
+  let pending: PendingRequests
+  let slow: SlowLane
+  /// The size in 512-byte sectors; changed by a resize.
+  var sectorCount: UInt64
+  var statistics = BackendStatistics()
+  /// Why no request is taken any more.
+  var violation: RingViolation?
+  /// Set when responses became visible since it was last cleared, and the frontend wants to hear of it.
+  var mustNotify = false
+
+  var persistent: PersistentGrants
+  let sectorMask: UInt64
+  /// Slots that no request has.
+  private let free: UnsafeMutablePointer<UInt32>
+  private var freeCount: Int
+  private let requestCopy: UnsafeMutableRawPointer
+  let addresses: UnsafeMutablePointer<UnsafeMutableRawPointer?>
+  let references: UnsafeMutablePointer<GrantRef>
+  let copies: UnsafeMutableBufferPointer<GrantCopySegment>
+  private let completed: UnsafeMutablePointer<UInt32>
+  /// Slots that are with a worker.
+  private var away = 0
+  /// A barrier that waits for them, or is itself with a worker: nothing is taken meanwhile.
+  private var barrier: UInt32?
+  private var barrierIsAway = false
+  var second: UInt32 = 0
+  private var nextPurge: UInt64 = 0
+  /// Responses pushed since the frontend was last shown them.
+  private var unpublished: UInt32 = 0
+
+  /// - Parameters:
+  ///   - ring: this end of it.
+  ///   - pending: as many slots as the ring has.
+  ///   - slow: the way to the workers for those slots.
+  init(
+    ring: consuming BackRing, parameters: QueueParameters, storage: any Storage, grants: any GrantMapping,
+    sectorCount: UInt64, pending: PendingRequests, slow: SlowLane
+  ) {
+    let capacity = Int(ring.capacity)
+    let configuration = parameters.configuration
+    let copying = configuration.dataPath == .grantCopy
+    let maxSegments = pending.maxSegments
+    self.pending = pending
+    self.slow = slow
+    self.ring = ring
+    self.parameters = parameters
+    self.storage = storage
+    self.grants = grants
+    self.sectorCount = sectorCount
+    sectorMask = UInt64(configuration.sectorSize / BlkIf.sectorSize - 1)
+    persistent = PersistentGrants(limit: parameters.persistent ? configuration.maxPersistentGrants : 0)
+    free = .allocate(capacity: capacity)
+    for slot in 0..<capacity { free[slot] = UInt32(capacity - 1 - slot) }
+    freeCount = capacity
+    requestCopy = .allocate(byteCount: 128, alignment: 16)
+    requestCopy.initializeMemory(as: UInt8.self, repeating: 0, count: 128)
+    addresses = .allocate(capacity: maxSegments)
+    addresses.initialize(repeating: nil, count: maxSegments)
+    references = .allocate(capacity: maxSegments)
+    references.initialize(repeating: GrantRef(0), count: maxSegments)
+    copies = .allocate(capacity: copying ? maxSegments : 0)
+    copies.initialize(
+      repeating: GrantCopySegment(source: .local(requestCopy), destination: .local(requestCopy), byteCount: 0)
+    )
+    completed = .allocate(capacity: capacity)
+  }
+
+  deinit {
+    free.deallocate()
+    requestCopy.deallocate()
+    addresses.deallocate()
+    references.deallocate()
+    copies.deallocate()
+    completed.deallocate()
+  }
+
+  /// Requests taken and not answered.
+  var inFlight: Int { pending.capacity - freeCount }
+
+  /// Does everything that can be done now.
+  ///
+  /// - Returns: whether a request was taken or answered.
+  mutating func run() -> Bool {
+    var didSomething = slow.hasCompleted && collect()
+    guard violation == nil else { return didSomething }
+    let interval = UInt32(truncatingIfNeeded: parameters.configuration.publishInterval)
+    // A frontend that produces as fast as we consume must not keep the lock from the control plane for ever.
+    var budget = ring.capacity &* 8
+    while true {
+      if barrier != nil, !tryBarrier() { break }
+      let available: UInt32
+      do throws(RingViolation) {
+        available = try ring.availableRequests()
+      } catch {
+        violation = error
+        break
+      }
+      if available == 0 || budget < available { break }
+      budget &-= available
+      if !didSomething { readClock() }
+      didSomething = true
+      var left = available
+      while left > 0, barrier == nil {
+        handle(ring.takeRequest(into: requestCopy))
+        left &-= 1
+        if interval != 0, unpublished >= interval { publish() }
+      }
+    }
+    if ring.hasUnpublished { publish() }
+    return didSomething
+  }
+
+  /// Whether a request that could be taken now has arrived.
+  var hasWork: Bool {
+    if slow.hasCompleted { return true }
+    if violation != nil || barrier != nil { return false }
+    guard let available = try? ring.availableRequests() else { return true }
+    return available > 0
+  }
+
+  /// Asks the frontend for a notification of its next request.
+  ///
+  /// - Returns: false when there is something to do right now.
+  mutating func arm() -> Bool {
+    if slow.hasCompleted { return false }
+    // Behind a barrier nothing is taken; the worker's wake-up comes first.
+    if violation != nil || barrier != nil { return true }
+    return ring.armNotification()
+  }
+
+  /// Lets go of grants that were not used for long, or for which others had no room.
+  mutating func purge() {
+    let configuration = parameters.configuration
+    guard persistent.count > 0 else { return }
+    readClock()
+    unmapPurged(percent: configuration.purgePercent, unusedSeconds: configuration.persistentUnusedSeconds)
+  }
+
+  /// Unmaps everything; only when no slot is with a worker.
+  mutating func unmapAll() {
+    for slot in 0..<pending.capacity { release(UInt32(slot)) }
+    let grants = grants
+    persistent.removeAll { try? grants.unmap($0, count: 1) }
+  }
+
+  private mutating func publish() {
+    unpublished = 0
+    if ring.publish() == .required {
+      mustNotify = true
+    } else {
+      statistics.notificationsSuppressed &+= 1
+    }
+  }
+
+  private mutating func readClock() {
+    var now = timespec()
+    // The coarse clock is a read of shared memory, a few nanoseconds; it is good for seconds and purges.
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
+    second = UInt32(truncatingIfNeeded: now.tv_sec)
+    let milliseconds = UInt64(truncatingIfNeeded: now.tv_sec &* 1000 &+ now.tv_nsec / 1_000_000)
+    guard milliseconds >= nextPurge else { return }
+    nextPurge = milliseconds &+ UInt64(parameters.configuration.purgeIntervalMilliseconds)
+    guard persistent.count > 0 else { return }
+    unmapPurged(
+      percent: parameters.configuration.purgePercent,
+      unusedSeconds: parameters.configuration.persistentUnusedSeconds)
+  }
+
+  private mutating func unmapPurged(percent: Int, unusedSeconds: UInt32) {
+    let grants = grants
+    var evicted: UInt64 = 0
+    persistent.purge(percent: percent, unusedSeconds: unusedSeconds, second: second) { address in
+      try? grants.unmap(address, count: 1)
+      evicted &+= 1
+    }
+    statistics.persistentEvictions &+= evicted
+    statistics.mapCalls &+= evicted
+  }
+
+  // MARK: Slots
+
+  /// A slot for a request that passed its checks so far. There is one: the ring cannot hold more requests.
+  @inline(__always)
+  mutating func takeSlot() -> UInt32 {
+    precondition(freeCount > 0, "more requests than the ring has slots")
+    freeCount &-= 1
+    return free[freeCount]
+  }
+
+  /// Sends a slot's work to the storage, and to a worker when it would wait.
+  @inline(__always)
+  mutating func dispatch(_ slot: UInt32) {
+    let request = pending.slots + Int(slot)
+    let outcome = attempt(request)
+    if outcome == .wouldBlock {
+      away &+= 1
+      statistics.slowRequests &+= 1
+      slow.submit(slot)
+    } else {
+      request.pointee.outcome = outcome
+      finish(slot)
+    }
+  }
+
+  @inline(__always)
+  private mutating func attempt(_ request: UnsafeMutablePointer<PendingRequest>) -> StorageOutcome {
+    if request.pointee.flushBefore || request.pointee.flushAfter { return attemptWithFlush(request) }
+    return storage.attempt(&request.pointee.work)
+  }
+
+  private mutating func attemptWithFlush(_ request: UnsafeMutablePointer<PendingRequest>) -> StorageOutcome {
+    var flush = StorageRequest(.flush, byteOffset: 0, byteCount: 0)
+    let first = request.pointee.flushBefore ? storage.attempt(&flush) : .done
+    guard first == .done, request.pointee.hasBody else { return first }
+    let body = storage.attempt(&request.pointee.work)
+    guard body == .done, request.pointee.flushAfter else { return body }
+    let last = storage.attempt(&flush)
+    if last == .wouldBlock {
+      // Only the second flush is left for the worker.
+      count(request)
+      request.pointee.flushBefore = false
+      request.pointee.hasBody = false
+    }
+    return last
+  }
+
+  /// Holds a barrier until nothing is with the workers.
+  mutating func hold(_ slot: UInt32) {
+    barrier = slot
+    barrierIsAway = false
+  }
+
+  /// - Returns: whether requests may be taken again.
+  private mutating func tryBarrier() -> Bool {
+    guard let slot = barrier, !barrierIsAway, away == 0 else { return barrier == nil }
+    barrierIsAway = true
+    dispatch(slot)
+    return barrier == nil
+  }
+
+  private mutating func collect() -> Bool {
+    let count = slow.takeCompleted(into: completed)
+    for position in 0..<count {
+      away &-= 1
+      finish(completed[position])
+    }
+    return count > 0
+  }
+
+  /// Answers a request whose work has ended.
+  @inline(__always)
+  private mutating func finish(_ slot: UInt32) {
+    let request = pending.slots + Int(slot)
+    if request.pointee.isStaged { unstage(slot) }
+    if request.pointee.outcome == .done { count(request) }
+    let status: ResponseStatus =
+      switch request.pointee.outcome {
+      case .done: .okay
+      case .notSupported: .notSupported
+      case .failed, .wouldBlock: .error
+      }
+    release(slot)
+    if barrier == slot { barrier = nil }
+    let id = request.pointee.id
+    let operation = request.pointee.responseOperation
+    free[freeCount] = slot
+    freeCount &+= 1
+    answer(id: id, operation: operation, status)
+  }
+
+  /// Pushes a response.
+  @inline(__always)
+  mutating func answer(id: UInt64, operation: UInt8, _ status: ResponseStatus) {
+    switch status {
+    case .okay: break
+    case .error: statistics.errors &+= 1
+    case .notSupported: statistics.notSupported &+= 1
+    }
+    ring.push(id: id, operation: operation, status: status.wire)
+    unpublished &+= 1
+  }
+
+  @inline(__always)
+  private mutating func count(_ request: UnsafeMutablePointer<PendingRequest>) {
+    guard request.pointee.hasBody else { return }
+    let sectors = request.pointee.work.byteCount / UInt64(BlkIf.sectorSize)
+    switch request.pointee.work.operation {
+    case .read: statistics.sectorsRead &+= sectors
+    case .write: statistics.sectorsWritten &+= sectors
+    case .discard, .secureDiscard: statistics.sectorsDiscarded &+= sectors
+    case .flush: break
+    }
+  }
+
+  /// Lets go of what a request had mapped for itself, and of its hold on what is kept.
+  @inline(__always)
+  mutating func release(_ slot: UInt32) {
+    let request = pending.slots + Int(slot)
+    let uses = pending.uses(Int(slot))
+    for position in 0..<request.pointee.useCount { persistent.release(uses[position]) }
+    request.pointee.useCount = 0
+    if request.pointee.transientCount > 0 { unmapTransients(slot) }
+  }
+
+  private mutating func unmapTransients(_ slot: UInt32) {
+    let request = pending.slots + Int(slot)
+    let transients = pending.transients(Int(slot))
+    for position in 0..<request.pointee.transientCount {
+      try? grants.unmap(transients[position].address, count: transients[position].count)
+      statistics.mapCalls &+= 1
+    }
+    request.pointee.transientCount = 0
+  }
+
+  /// Answers a request that a check ended.
+  mutating func end(_ slot: UInt32, _ outcome: StorageOutcome) {
+    pending.slots[Int(slot)].outcome = outcome
+    finish(slot)
+  }
+}

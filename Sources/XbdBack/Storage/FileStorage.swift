@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A disk in a file or block device. The page cache does the caching; what is in it is read on the queue's own
+// thread (preadv2 with RWF_NOWAIT), what is not, and everything that waits for the disk, goes to a worker.
+
+internal import CXen
+internal import Glibc
+internal import Platform
+internal import Synchronization
+internal import SystemPackage
+
+/// A disk in a file or block device, locked against a second writer for as long as it is open.
+public final class FileStorage: Storage {
+  private let file: OwnedDescriptor
+  private let path: String
+  private let sectorSize: Int
+  private let isBlockDevice: Bool
+  private let size: Atomic<UInt64>
+  /// Raised with every completed change; what a flush has covered is in `flushed`.
+  private let changes = Atomic<UInt64>(1)
+  private let flushed = Atomic<UInt64>(0)
+  /// Set for good once the system has said that it lost something (fsync(2): only one caller is told).
+  private let lostWrites = Atomic<Bool>(false)
+  /// Cleared when the file system turns out not to have RWF_NOWAIT.
+  private let canTryReading = Atomic<Bool>(true)
+  private let canPunch = Atomic<Bool>(true)
+  /// Times that the system was asked to make the file durable.
+  let syncCount = Atomic<UInt64>(0)
+
+  /// Whether writes are refused.
+  public let isReadOnly: Bool
+  /// The file system's or device's block.
+  public let discardGranularity: Int?
+  /// Only a block device can, and only some.
+  public var canDiscardSecurely: Bool { isBlockDevice }
+  /// A block device's own sector; any for a file.
+  public let requiredAlignment: Int
+
+  /// Opens an image, or creates a sparse one when the options give a size and there is none.
+  ///
+  /// - Throws: `.notFound`, `.inUse`, `.badSize`, `.unsuitable` or `.system`, naming the path.
+  public init(path: String, options: StorageOptions = StorageOptions()) throws(StorageError) {
+    let descriptor = try Self.open(path, options)
+    file = descriptor.file
+    self.path = path
+    sectorSize = options.sectorSize
+    isReadOnly = options.readOnly
+    try Self.lock(file.raw, path, exclusive: !options.readOnly)
+    if descriptor.created, let wanted = options.createByteCount, ftruncate(file.raw, off_t(wanted)) != 0 {
+      let reason = Errno.current
+      unlink(path)
+      throw StorageError(.system, "cannot give the new image \(path) its \(wanted) bytes: \(reason)")
+    }
+
+    var status = stat()
+    guard fstat(file.raw, &status) == 0 else {
+      throw StorageError(.system, "cannot look at \(path): \(Errno.current)")
+    }
+    var alignment = 512
+    if cxen_is_block_device(status.st_mode) != 0 {
+      isBlockDevice = true
+      var bytes: Int32 = 0
+      if cxen_block_device_sector_size(file.raw, &bytes) == 0, bytes > 512 { alignment = Int(bytes) }
+    } else if cxen_is_regular_file(status.st_mode) != 0 {
+      isBlockDevice = false
+    } else {
+      throw StorageError(.unsuitable, "\(path) is neither a file nor a block device, so it cannot be a disk")
+    }
+    requiredAlignment = alignment
+    discardGranularity = max(alignment, isBlockDevice ? 512 : min(max(Int(status.st_blksize), 512), 1 << 20))
+    let byteCount = try Self.measure(file.raw, path, isBlockDevice)
+    try StorageOptions.check(byteCount, multipleOf: options.sectorSize, what: "the image \(path)")
+    size = Atomic(byteCount)
+  }
+
+  /// The path.
+  public var description: String { path }
+  /// The size in bytes when it was last looked at.
+  public var byteCount: UInt64 { size.load(ordering: .relaxed) }
+
+  /// Reads what is cached and writes into the cache; everything else would wait.
+  public func attempt(_ request: inout StorageRequest) -> StorageOutcome {
+    switch request.operation {
+    case .read:
+      guard request.vectors.count <= Self.vectorsPerCall else { return .wouldBlock }
+      guard canTryReading.load(ordering: .relaxed) else { return transfer(&request) }
+      let count = cxen_preadv2(
+        file.raw, request.vectors.baseAddress, Int32(request.vectors.count), off_t(request.byteOffset),
+        cxen_RWF_NOWAIT)
+      if count == Int(request.byteCount) { return .done }
+      if count < 0, errno == EOPNOTSUPP {
+        // tmpfs of old and a few others; the pages of tmpfs are in memory anyway.
+        canTryReading.store(false, ordering: .relaxed)
+        return transfer(&request)
+      }
+      return .wouldBlock
+    case .write:
+      return transfer(&request)
+    case .flush:
+      if lostWrites.load(ordering: .relaxed) { return .failed(EIO) }
+      // Pairs with the .releasing addition after a change and the .releasing store after a flush.
+      let needed = changes.load(ordering: .acquiring)
+      return flushed.load(ordering: .acquiring) >= needed ? .done : .wouldBlock
+    case .discard, .secureDiscard:
+      return .wouldBlock
+    }
+  }
+
+  /// Does the work and waits for it.
+  public func perform(_ request: inout StorageRequest) -> StorageOutcome {
+    switch request.operation {
+    case .read, .write: transfer(&request)
+    case .flush: flush()
+    case .discard: discard(request.byteOffset, request.byteCount)
+    case .secureDiscard:
+      if cxen_block_device_discard(file.raw, request.byteOffset, request.byteCount, 1) == 0 {
+        changed()
+      } else {
+        Self.outcome(errno)
+      }
+    }
+  }
+
+  /// Asks the system for the size.
+  public func refreshByteCount() throws(StorageError) -> UInt64 {
+    let byteCount = try Self.measure(file.raw, path, isBlockDevice)
+    try StorageOptions.check(byteCount, multipleOf: sectorSize, what: "the image \(path)")
+    size.store(byteCount, ordering: .relaxed)
+    return byteCount
+  }
+
+  /// Sets the file's length; a block device has the size that it has.
+  public func resize(to byteCount: UInt64) throws(StorageError) {
+    try StorageOptions.check(byteCount, multipleOf: sectorSize, what: "the image \(path)")
+    guard !isBlockDevice else {
+      throw StorageError(
+        .unsuitable, "the block device \(path) cannot be resized from here; resize it where it was made")
+    }
+    guard !isReadOnly else {
+      throw StorageError(.unsuitable, "the image \(path) is open for reading only, so it cannot be resized")
+    }
+    guard ftruncate(file.raw, off_t(byteCount)) == 0 else {
+      throw StorageError(.system, "cannot resize the image \(path) to \(byteCount) bytes: \(Errno.current)")
+    }
+    size.store(byteCount, ordering: .relaxed)
+    _ = changed()
+  }
+
+  /// What one preadv or pwritev takes (IOV_MAX).
+  private static let vectorsPerCall = 1024
+
+  private func transfer(_ request: inout StorageRequest) -> StorageOutcome {
+    let writing = request.operation == .write
+    var vectors = request.vectors[...]
+    var offset = off_t(request.byteOffset)
+    var left = Int(request.byteCount)
+    while left > 0 {
+      let batch = UnsafeMutableBufferPointer(rebasing: vectors.prefix(Self.vectorsPerCall))
+      let count =
+        writing
+        ? pwritev(file.raw, batch.baseAddress, Int32(batch.count), offset)
+        : preadv(file.raw, batch.baseAddress, Int32(batch.count), offset)
+      if count < 0 {
+        if errno == EINTR { continue }
+        return .failed(errno)
+      }
+      // The file was made shorter behind our back: there is nothing to read any more.
+      if count == 0 { return .failed(EIO) }
+      left -= count
+      offset += off_t(count)
+      var done = count
+      while done > 0, let first = vectors.first {
+        if done < first.iov_len {
+          vectors[vectors.startIndex].iov_base = first.iov_base.map { $0 + done }
+          vectors[vectors.startIndex].iov_len -= done
+          break
+        }
+        done -= first.iov_len
+        vectors = vectors.dropFirst()
+      }
+    }
+    return writing ? changed() : .done
+  }
+
+  /// Notes that there is something to flush.
+  @discardableResult
+  private func changed() -> StorageOutcome {
+    changes.wrappingAdd(1, ordering: .releasing)
+    return .done
+  }
+
+  private func flush() -> StorageOutcome {
+    if lostWrites.load(ordering: .relaxed) { return .failed(EIO) }
+    let covered = changes.load(ordering: .acquiring)
+    syncCount.wrappingAdd(1, ordering: .relaxed)
+    guard fdatasync(file.raw) == 0 else {
+      let code = errno
+      if code == EINTR { return .failed(EIO) }
+      lostWrites.store(true, ordering: .relaxed)
+      return .failed(code)
+    }
+    _ = flushed.max(covered, ordering: .releasing)
+    return .done
+  }
+
+  private func discard(_ offset: UInt64, _ byteCount: UInt64) -> StorageOutcome {
+    guard canPunch.load(ordering: .relaxed) else { return .notSupported }
+    let result =
+      isBlockDevice
+      ? cxen_block_device_discard(file.raw, offset, byteCount, 0)
+      : cxen_fallocate(
+        file.raw, cxen_FALLOC_FL_PUNCH_HOLE | cxen_FALLOC_FL_KEEP_SIZE, off_t(offset), off_t(byteCount))
+    if result == 0 { return changed() }
+    let outcome = Self.outcome(errno)
+    if outcome == .notSupported { canPunch.store(false, ordering: .relaxed) }
+    return outcome
+  }
+
+  private static func outcome(_ code: Int32) -> StorageOutcome {
+    code == EOPNOTSUPP || code == ENOTTY || code == ENOSYS ? .notSupported : .failed(code)
+  }
+
+  private struct Opened: ~Copyable {
+    let file: OwnedDescriptor
+    let created: Bool
+  }
+
+  private static func open(_ path: String, _ options: StorageOptions) throws(StorageError) -> Opened {
+    let flags = (options.readOnly ? O_RDONLY : O_RDWR) | cxen_O_CLOEXEC
+    let existing = Glibc.open(path, flags)
+    if existing >= 0 { return Opened(file: OwnedDescriptor(existing), created: false) }
+    let reason = Errno.current
+    guard reason == .noSuchFileOrDirectory else {
+      let purpose = options.readOnly ? "reading" : "reading and writing"
+      throw StorageError(.system, "cannot open the image \(path) for \(purpose): \(reason)")
+    }
+    guard let wanted = options.createByteCount, !options.readOnly else {
+      throw StorageError(
+        .notFound, "there is no image \(path); name one that exists, or give a size to create it")
+    }
+    try StorageOptions.check(wanted, multipleOf: options.sectorSize, what: "a new image")
+    let created = Glibc.open(path, flags | O_CREAT | O_EXCL, 0o600)
+    guard created >= 0 else {
+      throw StorageError(.system, "cannot create the image \(path): \(Errno.current)")
+    }
+    return Opened(file: OwnedDescriptor(created), created: true)
+  }
+
+  private static func lock(_ descriptor: Int32, _ path: String, exclusive: Bool) throws(StorageError) {
+    guard cxen_lock_whole_file(descriptor, exclusive ? 1 : 0) != 0 else { return }
+    let reason = Errno.current
+    guard reason == .resourceTemporarilyUnavailable || reason == .wouldBlock else {
+      throw StorageError(.system, "cannot lock the image \(path): \(reason)")
+    }
+    throw StorageError(
+      .inUse,
+      exclusive
+        ? "the image \(path) is in use by another program; stop that one first"
+        : "the image \(path) is being written by another program; stop that one first")
+  }
+
+  private static func measure(
+    _ descriptor: Int32, _ path: String, _ isBlockDevice: Bool
+  ) throws(StorageError) -> UInt64 {
+    if isBlockDevice {
+      var bytes: UInt64 = 0
+      guard cxen_block_device_size(descriptor, &bytes) == 0 else {
+        throw StorageError(.system, "cannot ask the block device \(path) for its size: \(Errno.current)")
+      }
+      return bytes
+    }
+    var status = stat()
+    guard fstat(descriptor, &status) == 0 else {
+      throw StorageError(.system, "cannot look at the image \(path): \(Errno.current)")
+    }
+    return UInt64(max(0, status.st_size))
+  }
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A process's membership in a domain: the connection to the host, the domain's own memory, and that of the domains
+// it has dealings with. Handles hold it; when the last is gone the connection closes, and for the host the join
+// has died.
+
+internal import CXen
+internal import Glibc
+internal import Platform
+internal import Synchronization
+internal import SystemPackage
+internal import Xen
+
+/// Talks to a host, one request at a time.
+final class ControlClient: Sendable {
+  let directory: String
+  private let socket: OwnedDescriptor
+  private let turn = Mutex(())
+
+  init(_ directory: String) throws(XenError) {
+    self.directory = directory
+    do {
+      socket = try UnixSocket.connect(path: LoopbackPaths.control(directory))
+    } catch .system(.connectionRefused) {
+      throw XenError(
+        .unavailable, "the loopback host of \(directory) is gone; start one with `xbd-user loopback`")
+    } catch .system(let errno) {
+      throw XenError(
+        .unavailable,
+        "no loopback host answers in \(directory): \(errno); start one with `xbd-user loopback`",
+        errno: errno)
+    } catch {
+      throw XenError(.invalid, "the path of the loopback directory \(directory) is too long for a socket")
+    }
+  }
+
+  /// What came back, with up to two descriptors, which the caller owns.
+  struct Reply: Sendable {
+    let message: ControlMessage
+    let descriptors: [Int32]
+  }
+
+  /// Asks the host and waits for its answer (about 20 µs).
+  ///
+  /// - Throws: the errno that the host answered, or `.brokenPipe` when there is no host any more.
+  @discardableResult
+  func call(_ request: ControlMessage, sending descriptor: Int32? = nil) throws(Errno) -> Reply {
+    let result: Result<Reply, Errno> = turn.withLock { _ in exchange(request, descriptor) }
+    return try result.get()
+  }
+
+  private func exchange(_ request: ControlMessage, _ descriptor: Int32?) -> Result<Reply, Errno> {
+    let sent = request.withBytes { bytes in
+      withUnsafePointer(to: descriptor ?? -1) { pointer in
+        retryInterrupted {
+          cxen_send_with_fds(socket.raw, bytes.baseAddress, bytes.count, pointer, descriptor == nil ? 0 : 1)
+        }
+      }
+    }
+    guard sent == ControlMessage.byteCount else { return .failure(.brokenPipe) }
+    var descriptors: [Int32] = []
+    var input: [UInt8] = []
+    while input.count < ControlMessage.byteCount {
+      var raw: (Int32, Int32) = (-1, -1)
+      var count = 2
+      var bytes: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
+      let got = withUnsafeMutableBytes(of: &bytes) { buffer in
+        withUnsafeMutableBytes(of: &raw) { numbers -> Int in
+          let got = retryInterrupted {
+            count = 2
+            return cxen_receive_with_fds(
+              socket.raw, buffer.baseAddress, ControlMessage.byteCount - input.count,
+              numbers.assumingMemoryBound(to: Int32.self).baseAddress, &count)
+          }
+          if got > 0 {
+            input.append(contentsOf: buffer[..<got])
+            descriptors.append(contentsOf: numbers.assumingMemoryBound(to: Int32.self)[..<count])
+          }
+          return got
+        }
+      }
+      guard got > 0 else {
+        for descriptor in descriptors { _ = close(descriptor) }
+        return .failure(.brokenPipe)
+      }
+    }
+    let message = input.withUnsafeBytes { ControlMessage($0) }
+    guard message.code == 0 else {
+      for descriptor in descriptors { _ = close(descriptor) }
+      return .failure(Errno(rawValue: Int32(bitPattern: message.code)))
+    }
+    return .success(Reply(message: message, descriptors: descriptors))
+  }
+
+  private func retryInterrupted(_ call: () -> Int) -> Int {
+    while true {
+      let result = call()
+      if result >= 0 || Errno.current != .interrupted { return result }
+    }
+  }
+}
+
+/// A join of one process in one domain.
+final class LoopbackConnection: Sendable {
+  let control: ControlClient
+  let domain: UInt16
+  /// The join's number, unique for the host.
+  let join: UInt32
+  private let place: Int
+  /// The domain's own memory.
+  let memory: DomainMemory
+  let maptrack: Maptrack
+  private let foreign = Mutex<[UInt16: DomainMemory]>([:])
+
+  init(directory: String, domain: UInt16, policy: MaptrackPolicy) throws(XenError) {
+    control = try ControlClient(directory)
+    self.domain = domain
+    do throws(Errno) {
+      let reply = try control.call(ControlMessage(.join, a: UInt32(domain)))
+      join = reply.message.a
+      place = Int(reply.message.b)
+      memory = try Self.memory(reply)
+    } catch {
+      if error == .noSuchFileOrDirectory {
+        throw XenError(
+          .notFound, "domain \(domain) does not exist in the loopback \(directory); create it first",
+          errno: error)
+      }
+      throw XenError(errno: error, "cannot join the loopback \(directory) as domain \(domain)")
+    }
+    maptrack = Maptrack(memory, join: join, policy: policy)
+  }
+
+  /// The pages that this join counts against its domain's limit.
+  var pagesShared: SharedUInt32 { memory.pagesShared(byJoinAt: place) }
+
+  /// A domain's memory by its number, this domain's own included.
+  ///
+  /// - Throws: `.noSuchFileOrDirectory` when there is no such domain.
+  func memory(of domain: UInt16) throws(Errno) -> DomainMemory {
+    if domain == self.domain { return memory }
+    if let known = foreign.withLock({ $0[domain] }), known.isAlive { return known }
+    let memory = try Self.memory(control.call(ControlMessage(.lookUp, a: UInt32(domain))))
+    foreign.withLock { $0[domain] = memory }
+    return memory
+  }
+
+  private static func memory(_ reply: ControlClient.Reply) throws(Errno) -> DomainMemory {
+    guard reply.descriptors.count == 2 else {
+      for descriptor in reply.descriptors { _ = close(descriptor) }
+      throw .badMessage
+    }
+    return try DomainMemory.mapping(
+      tables: OwnedDescriptor(reply.descriptors[0]), pages: OwnedDescriptor(reply.descriptors[1]))
+  }
+
+  /// Sends an event on a port of the domain, whichever handle it belongs to.
+  func send(_ port: UInt32) {
+    if port != 0 { _ = try? control.call(ControlMessage(.send, a: port)) }
+  }
+
+  /// Checks what an unmap notification names and turns it into numbers for the tables.
+  func numbers(
+    of notification: UnmapNotification?
+  ) throws(XenError) -> (port: UInt32, clearOffset: UInt32) {
+    var numbers: (port: UInt32, clearOffset: UInt32) = (0, .max)
+    if let offset = notification?.clearByteAt {
+      guard offset >= 0, offset < Page.size else {
+        throw XenError(.invalid, "cannot clear byte \(offset) of a page on its end; a page has 4096")
+      }
+      numbers.clearOffset = UInt32(offset)
+    }
+    if let port = notification?.notify?.rawValue {
+      guard port > 0, port < UInt32(DomainLayout.portCount),
+        PortEntry.kind(memory.port(port).state.pointee.load(ordering: .acquiring)) != .free
+      else {
+        throw XenError(
+          .invalid, "cannot notify port \(port) of domain \(domain) on a page's end; it is not open")
+      }
+      numbers.port = port
+    }
+    return numbers
+  }
+}

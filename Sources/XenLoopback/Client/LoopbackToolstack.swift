@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a toolstack does on Xen (libxl): create and destroy domains, and the xenstore nodes of their devices. It works
+// from any process that may enter the host's directory.
+
+internal import Platform
+internal import SystemPackage
+public import Xen
+
+/// A block device to attach: what libxl's device_disk_add writes for it (see docs/loopback.md).
+public struct LoopbackBlockDevice: Sendable {
+  /// The device number, such as 51728 for xvdb.
+  public var virtualDevice: UInt32
+  /// The domain that uses the device.
+  public var frontend: DomainID
+  /// The domain that provides it.
+  public var backend: DomainID
+  /// The kind of backend, which is a directory in xenstore: "vbd", "qdisk", "vbd3" and so on.
+  public var kind: String
+  /// The device's name for people, such as "xvdb".
+  public var name: String
+  /// What the backend opens; its form is the backend's own business ("raw:/path" for QEMU).
+  public var parameters: String
+  /// The backend's kind of storage: "file", "phy" and so on; "qdisk" for QEMU.
+  public var type: String
+  /// Whether the device may not be written.
+  public var isReadOnly: Bool
+  /// Whether the backend may offer discard.
+  public var allowsDiscard: Bool
+  /// Whether the frontend should trust the backend (XSA-403).
+  public var isTrusted: Bool
+  /// More nodes for the backend's directory, such as switches of its own.
+  public var backendNodes: [String: String]
+
+  /// A writable, trusted disk of a kind.
+  public init(
+    virtualDevice: UInt32, name: String, frontend: DomainID, backend: DomainID = .dom0, kind: String = "vbd",
+    parameters: String = "", type: String = "file"
+  ) {
+    self.virtualDevice = virtualDevice
+    self.name = name
+    self.frontend = frontend
+    self.backend = backend
+    self.kind = kind
+    self.parameters = parameters
+    self.type = type
+    isReadOnly = false
+    allowsDiscard = true
+    isTrusted = true
+    backendNodes = [:]
+  }
+
+  /// The frontend's directory in xenstore.
+  public var frontendPath: String { "/local/domain/\(frontend)/device/vbd/\(virtualDevice)" }
+  /// The backend's directory in xenstore.
+  public var backendPath: String { "/local/domain/\(backend)/backend/\(kind)/\(frontend)/\(virtualDevice)" }
+}
+
+/// How a loopback domain stands.
+public struct LoopbackDomainStatus: Sendable, Equatable {
+  /// Pages that it shares now.
+  public let pagesShared: Int
+  /// gntalloc's limit.
+  public let pageLimit: Int
+  /// Event-channel ports in use.
+  public let ports: Int
+  /// Processes, or parts of one, that have joined it.
+  public let joins: Int
+}
+
+/// A toolstack over a loopback host; acts as domain 0.
+public final class LoopbackToolstack: Sendable {
+  /// The host's directory.
+  public let directory: String
+  /// xenstore, as domain 0.
+  public let store: any XenStore
+  private let control: ControlClient
+
+  /// Connects to a host.
+  ///
+  /// - Throws: `.unavailable` when none answers in the directory.
+  public init(directory: String) throws(XenError) {
+    self.directory = directory
+    control = try ControlClient(directory)
+    store = try LibXenStore(socket: LoopbackPaths.store(directory, 0))
+  }
+
+  /// Creates a domain with the nodes that libxl gives one.
+  ///
+  /// - Parameters:
+  ///   - domain: 1 to 0x7FEF.
+  ///   - name: for people.
+  ///   - pageLimit: gntalloc's limit, in pages, at most 32,760.
+  ///   - maptrackLimit: how many pages of others it can have mapped; rounded up to whole frames of 128.
+  /// - Throws: `.invalid` when the domain exists or a number is out of range.
+  public func createDomain(
+    _ domain: DomainID, name: String? = nil, pageLimit: Int = LoopbackDefaults.pageLimit,
+    maptrackLimit: Int = LoopbackDefaults.maptrackLimit
+  ) throws(XenError) {
+    let frames = (max(1, maptrackLimit) + DomainLayout.entriesPerFrame - 1) / DomainLayout.entriesPerFrame
+    try call(
+      ControlMessage(
+        .createDomain, a: UInt32(domain.rawValue), b: UInt32(clamping: pageLimit), c: UInt32(clamping: frames)
+      ),
+      "cannot create domain \(domain)")
+    let home = "/local/domain/\(domain)"
+    let readable = [
+      XenStorePermission(domain: .dom0, read: false, write: false),
+      XenStorePermission(domain: domain, read: true, write: false),
+    ]
+    let owned = [XenStorePermission(domain: domain, read: false, write: false)]
+    try store.transaction { (operations) throws(XenError) in
+      try operations.remove(home)
+      try operations.makeDirectory(home)
+      try operations.setPermissions(home, readable)
+      for node in ["device", "control"] {
+        try operations.makeDirectory("\(home)/\(node)")
+        try operations.setPermissions("\(home)/\(node)", readable)
+      }
+      // What the domain may write itself; "backend" is there for driver domains.
+      for node in ["backend", "data", "drivers", "feature", "attr", "error"] {
+        try operations.makeDirectory("\(home)/\(node)")
+        try operations.setPermissions("\(home)/\(node)", owned)
+      }
+      for (node, value) in [("domid", "\(domain)"), ("name", name ?? "domain-\(domain)")] {
+        try operations.write("\(home)/\(node)", value)
+        try operations.setPermissions("\(home)/\(node)", readable)
+      }
+    }
+    try call(
+      ControlMessage(.introduceDomain, a: UInt32(domain.rawValue)), "cannot introduce domain \(domain)")
+  }
+
+  /// Takes a domain out of existence: its joins are disconnected, its nodes removed, @releaseDomain fires.
+  public func destroyDomain(_ domain: DomainID) throws(XenError) {
+    try call(ControlMessage(.destroyDomain, a: UInt32(domain.rawValue)), "cannot destroy domain \(domain)")
+    try store.remove("/local/domain/\(domain)")
+  }
+
+  /// Changes gntalloc's limit of a domain while it runs; what is shared already stays shared.
+  public func setPageLimit(_ pages: Int, of domain: DomainID) throws(XenError) {
+    try call(
+      ControlMessage(.setPageLimit, a: UInt32(domain.rawValue), b: UInt32(clamping: pages)),
+      "cannot set the page limit of domain \(domain) to \(pages), which may be at most "
+        + "\(DomainLayout.grantCount - DomainLayout.firstGrant)")
+  }
+
+  /// How a domain stands.
+  public func status(of domain: DomainID) throws(XenError) -> LoopbackDomainStatus {
+    let reply = try call(
+      ControlMessage(.status, a: UInt32(domain.rawValue)), "cannot look at domain \(domain)")
+    return LoopbackDomainStatus(
+      pagesShared: Int(reply.a), pageLimit: Int(reply.b), ports: Int(reply.c), joins: Int(reply.d))
+  }
+
+  // MARK: block devices
+
+  /// Writes the nodes of a block device, in one transaction; both ends find them in state 1.
+  public func attach(_ device: LoopbackBlockDevice) throws(XenError) {
+    let frontPermissions = [
+      XenStorePermission(domain: device.frontend, read: false, write: false),
+      XenStorePermission(domain: device.backend, read: true, write: false),
+    ]
+    let backPermissions = [
+      XenStorePermission(domain: device.backend, read: false, write: false),
+      XenStorePermission(domain: device.frontend, read: true, write: false),
+    ]
+    let front: [(String, String)] = [
+      ("backend", device.backendPath), ("backend-id", "\(device.backend)"),
+      ("virtual-device", "\(device.virtualDevice)"), ("device-type", "disk"),
+      ("trusted", device.isTrusted ? "1" : "0"), ("state", "1"),
+    ]
+    var back: [(String, String)] = [
+      ("frontend", device.frontendPath), ("frontend-id", "\(device.frontend)"), ("online", "1"),
+      ("removable", "0"), ("bootable", "1"), ("dev", device.name), ("type", device.type),
+      ("mode", device.isReadOnly ? "r" : "w"), ("device-type", "disk"),
+      ("discard-enable", device.allowsDiscard ? "1" : "0"), ("params", device.parameters),
+    ]
+    back.append(contentsOf: device.backendNodes.sorted { $0.key < $1.key }.map { ($0.key, $0.value) })
+    back.append(("state", "1"))
+    try store.transaction { (operations) throws(XenError) in
+      for (path, permissions, nodes) in [
+        (device.frontendPath, frontPermissions, front), (device.backendPath, backPermissions, back),
+      ] {
+        if try operations.read("\(path)/state") != nil {
+          throw XenError(.invalid, "cannot attach \(device.name): \(path) exists; detach it first")
+        }
+        try operations.remove(path)
+        try operations.makeDirectory(path)
+        try operations.setPermissions(path, permissions)
+        for (name, value) in nodes { try operations.write("\(path)/\(name)", value) }
+      }
+    }
+  }
+
+  /// Asks the backend to let go, as `xl block-detach` does: `online` 0 and `state` 5 in one transaction.
+  ///
+  /// Both ends then go to state 6; remove the nodes with `forget` when the backend is there.
+  public func detach(_ device: LoopbackBlockDevice) throws(XenError) {
+    let path = device.backendPath
+    try store.transaction { (operations) throws(XenError) in
+      guard try operations.read("\(path)/state") != nil else {
+        throw XenError(.notFound, "cannot detach \(device.name): there is no \(path)/state")
+      }
+      try operations.write("\(path)/online", "0")
+      try operations.write("\(path)/state", "5")
+    }
+  }
+
+  /// Removes a device's nodes without a word to either end, as `xl block-detach --force` does.
+  public func forget(_ device: LoopbackBlockDevice) throws(XenError) {
+    try store.transaction { (operations) throws(XenError) in
+      try operations.remove(device.frontendPath)
+      try operations.remove(device.backendPath)
+    }
+  }
+
+  @discardableResult
+  private func call(_ request: ControlMessage, _ what: String) throws(XenError) -> ControlMessage {
+    do throws(Errno) {
+      return try control.call(request).message
+    } catch {
+      let sentence = "\(what) in the loopback \(directory)"
+      if error == .fileExists { throw XenError(.invalid, "\(sentence): it exists already", errno: error) }
+      if error == .noSuchFileOrDirectory {
+        throw XenError(.notFound, "\(sentence): it does not exist", errno: error)
+      }
+      throw XenError(errno: error, sentence)
+    }
+  }
+}

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The host's control socket: one connection for each join, whose end is the join's death.
+
+internal import CXen
+internal import Glibc
+internal import Platform
+internal import Synchronization
+internal import SystemPackage
+
+/// Accepts processes on the control socket.
+///
+/// Everything runs on the loop's thread.
+final class ControlServer: LoopClient {
+  let machine: HostMachine
+  private let socket: OwnedDescriptor
+  private let loop: HostLoop
+  private let createDomain: (UInt16, UInt32, UInt32) throws(Errno) -> Void
+  private let destroyDomain: (UInt16) throws(Errno) -> Void
+  private let introduceDomain: (UInt16) -> Void
+  private var token: UInt64 = 0
+  private var connections: [ObjectIdentifier: ControlConnection] = [:]
+
+  init(
+    _ socket: consuming OwnedDescriptor, machine: HostMachine, loop: HostLoop,
+    createDomain: @escaping (UInt16, UInt32, UInt32) throws(Errno) -> Void,
+    destroyDomain: @escaping (UInt16) throws(Errno) -> Void, introduceDomain: @escaping (UInt16) -> Void
+  ) throws(Errno) {
+    self.socket = socket
+    self.machine = machine
+    self.loop = loop
+    self.createDomain = createDomain
+    self.destroyDomain = destroyDomain
+    self.introduceDomain = introduceDomain
+    token = try loop.add(self.socket.raw, .readable, self)
+  }
+
+  func ready(_ readiness: Readiness) {
+    while let raw = try? UnixSocket.accept(socket.raw) {
+      guard let connection = try? ControlConnection(OwnedDescriptor(raw), server: self, loop: loop) else {
+        return
+      }
+      connections[ObjectIdentifier(connection)] = connection
+    }
+  }
+
+  func stop() {
+    loop.remove(socket.raw, token)
+    for connection in Array(connections.values) { connection.close() }
+  }
+
+  func closed(_ connection: ControlConnection) {
+    if let join = connection.join { machine.end(join) }
+    connections[ObjectIdentifier(connection)] = nil
+  }
+
+  /// Carries a request out.
+  ///
+  /// - Parameter received: the descriptor that came with it; consumed by the operation that wants one.
+  func serve(
+    _ request: ControlMessage, _ received: consuming ReceivedDescriptor, from connection: ControlConnection
+  ) throws(Errno) -> (ControlMessage, [Int32]) {
+    guard let operation = ControlOperation(rawValue: request.code) else { throw .invalidArgument }
+    var reply = ControlMessage(0)
+    switch operation {
+    case .join:
+      guard connection.join == nil else { throw .socketIsConnected }
+      let join = try machine.join(try Self.domain(request.a)) { [unowned connection] in connection.close() }
+      connection.join = join
+      reply.a = join.number
+      reply.b = UInt32(join.place)
+      return (reply, try descriptors(of: join.domain))
+    case .lookUp: return (reply, try descriptors(of: Self.domain(request.a)))
+    case .openHandle:
+      guard let eventfd = received.take() else { throw .badFileDescriptor }
+      let handle = try machine.openHandle(try joined(connection), OwnedDescriptor(eventfd))
+      reply.a = handle.number
+      reply.b = UInt32(handle.index)
+    case .closeHandle: machine.closeHandle(try handle(request.a, connection))
+    case .bindUnbound:
+      reply.a = try machine.bindUnbound(handle(request.a, connection), remote: Self.domain(request.b))
+    case .bindInterdomain:
+      reply.a = try machine.bindInterdomain(
+        handle(request.a, connection), remote: Self.domain(request.b), port: request.c)
+    case .closePort: machine.closePort(try handle(request.a, connection), request.b)
+    case .handleDescriptor:
+      _ = try joined(connection)
+      guard let handle = machine.handles[request.c], UInt32(handle.join.domain) == request.a,
+        handle.join.serial == request.b
+      else { throw .noSuchFileOrDirectory }
+      return (reply, [handle.descriptor.raw])
+    case .send:
+      guard let domain = machine.domain(of: try joined(connection)) else { throw .noSuchProcess }
+      machine.send(domain, request.a)
+    case .createDomain: try createDomain(Self.domain(request.a), request.b, request.c)
+    case .destroyDomain: try destroyDomain(Self.domain(request.a))
+    case .introduceDomain: try introduceDomain(domain(request.a).memory.domain)
+    case .setPageLimit:
+      guard request.b <= UInt32(DomainLayout.grantCount - DomainLayout.firstGrant) else {
+        throw .invalidArgument
+      }
+      try domain(request.a).memory.header.pageLimit.pointee.store(request.b, ordering: .relaxed)
+    case .status:
+      let domain = try domain(request.a)
+      reply.a = domain.memory.header.pagesShared.pointee.load(ordering: .relaxed)
+      reply.b = domain.memory.header.pageLimit.pointee.load(ordering: .relaxed)
+      reply.c = UInt32(domain.portCount)
+      reply.d = UInt32(domain.joins.count)
+    }
+    return (reply, [])
+  }
+
+  private static func domain(_ number: UInt32) throws(Errno) -> UInt16 {
+    guard let domain = UInt16(exactly: number) else { throw .invalidArgument }
+    return domain
+  }
+
+  private func domain(_ number: UInt32) throws(Errno) -> HostDomain {
+    guard let domain = machine.domains[try Self.domain(number)] else { throw .noSuchFileOrDirectory }
+    return domain
+  }
+
+  private func joined(_ connection: ControlConnection) throws(Errno) -> HostJoin {
+    guard let join = connection.join else { throw .notPermitted }
+    return join
+  }
+
+  private func handle(_ number: UInt32, _ connection: ControlConnection) throws(Errno) -> HostHandle {
+    guard let handle = machine.handles[number], handle.join === connection.join else {
+      throw .noSuchFileOrDirectory
+    }
+    return handle
+  }
+
+  private func descriptors(of number: UInt16) throws(Errno) -> [Int32] {
+    guard let domain = machine.domains[number] else { throw .noSuchFileOrDirectory }
+    return [domain.memory.tablesDescriptor.raw, domain.memory.pagesDescriptor.raw]
+  }
+}
+
+/// A descriptor that came with a request, closed unless somebody takes it.
+final class ReceivedDescriptor {
+  private var raw: Int32?
+
+  init(_ raw: Int32?) {
+    self.raw = raw
+  }
+
+  func take() -> Int32? {
+    defer { raw = nil }
+    return raw
+  }
+
+  deinit {
+    if let raw { _ = Glibc.close(raw) }
+  }
+}
+
+/// One process on the control socket.
+final class ControlConnection: LoopClient {
+  var join: HostJoin?
+  private let descriptor: OwnedDescriptor
+  private unowned let server: ControlServer
+  private let loop: HostLoop
+  private var token: UInt64 = 0
+  private var input: [UInt8] = []
+  private var received = ReceivedDescriptor(nil)
+  private var isOpen = true
+
+  init(_ descriptor: consuming OwnedDescriptor, server: ControlServer, loop: HostLoop) throws(Errno) {
+    self.descriptor = descriptor
+    self.server = server
+    self.loop = loop
+    token = try loop.add(self.descriptor.raw, .readable, self)
+  }
+
+  func ready(_ readiness: Readiness) {
+    guard isOpen else { return }
+    var bytes: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
+    var raw: Int32 = -1
+    var count = 1
+    let got = withUnsafeMutableBytes(of: &bytes) { buffer -> Int in
+      let got = cxen_receive_with_fds(
+        descriptor.raw, buffer.baseAddress, ControlMessage.byteCount - input.count, &raw, &count)
+      if got > 0 { input.append(contentsOf: buffer[..<got]) }
+      return got
+    }
+    if count == 1, raw >= 0 { received = ReceivedDescriptor(raw) }
+    if got < 0 {
+      let error = Errno.current
+      if error == .interrupted || error == .wouldBlock || error == .resourceTemporarilyUnavailable { return }
+    }
+    guard got > 0 else { return close() }
+    guard input.count == ControlMessage.byteCount else { return }
+    let request = input.withUnsafeBytes { ControlMessage($0) }
+    input.removeAll(keepingCapacity: true)
+    let taken = received
+    received = ReceivedDescriptor(nil)
+    do throws(Errno) {
+      let (reply, descriptors) = try server.serve(request, taken, from: self)
+      send(reply, descriptors)
+    } catch {
+      send(ControlMessage(UInt32(error.rawValue)), [])
+    }
+  }
+
+  func close() {
+    guard isOpen else { return }
+    isOpen = false
+    loop.remove(descriptor.raw, token)
+    _ = shutdown(descriptor.raw, Int32(SHUT_RDWR))
+    server.closed(self)
+  }
+
+  // A client waits for each reply, so there is room for one; who does not read is cut off.
+  private func send(_ reply: ControlMessage, _ descriptors: [Int32]) {
+    guard isOpen else { return }
+    let sent = reply.withBytes { bytes in
+      cxen_send_with_fds(descriptor.raw, bytes.baseAddress, bytes.count, descriptors, descriptors.count)
+    }
+    if sent != ControlMessage.byteCount { close() }
+  }
+}

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What processes ask a host over its control socket: 32 bytes there, 32 bytes back, with descriptors beside them.
+// Only what is rare goes this way: joining, looking a domain up, creating and binding ports.
+
+/// What is asked for.
+enum ControlOperation: UInt32 {
+  /// a = domain. Back: a = join number, b = its place in the domain's table, descriptors tables and pages.
+  case join = 1
+  /// a = domain. Back: descriptors tables and pages.
+  case lookUp = 2
+  /// With an eventfd. Back: a = handle number, b = its place in the domain's table.
+  case openHandle = 3
+  /// a = handle.
+  case closeHandle = 4
+  /// a = handle, b = remote domain. Back: a = port.
+  case bindUnbound = 5
+  /// a = handle, b = remote domain, c = remote port. Back: a = port.
+  case bindInterdomain = 6
+  /// a = handle, b = port.
+  case closePort = 7
+  /// a = domain, b = its serial, c = handle. Back: the handle's eventfd.
+  case handleDescriptor = 8
+  /// a = port of the own domain: EVTCHNOP_send on its behalf, for unmap notifications.
+  case send = 9
+  /// a = domain, b = page limit, c = maptrack frames.
+  case createDomain = 10
+  /// a = domain.
+  case destroyDomain = 11
+  /// a = domain, b = page limit.
+  case setPageLimit = 12
+  /// a = domain. Back: a = pages shared, b = page limit, c = ports in use, d = joins.
+  case status = 13
+  /// a = domain: its nodes are in xenstore, those who watch @introduceDomain may look.
+  case introduceDomain = 14
+}
+
+/// A request or a reply; `code` is the operation or, in a reply, an errno with 0 for success.
+struct ControlMessage {
+  var code: UInt32
+  var a: UInt32 = 0
+  var b: UInt32 = 0
+  var c: UInt32 = 0
+  var d: UInt32 = 0
+
+  static let byteCount = 32
+
+  init(_ code: UInt32, a: UInt32 = 0, b: UInt32 = 0, c: UInt32 = 0, d: UInt32 = 0) {
+    self.code = code
+    self.a = a
+    self.b = b
+    self.c = c
+    self.d = d
+  }
+
+  init(_ operation: ControlOperation, a: UInt32 = 0, b: UInt32 = 0, c: UInt32 = 0, d: UInt32 = 0) {
+    self.init(operation.rawValue, a: a, b: b, c: c, d: d)
+  }
+
+  /// Reads a message from 32 bytes.
+  init(_ bytes: UnsafeRawBufferPointer) {
+    func number(_ index: Int) -> UInt32 { bytes.loadUnaligned(fromByteOffset: index * 4, as: UInt32.self) }
+    self.init(number(0), a: number(1), b: number(2), c: number(3), d: number(4))
+  }
+
+  /// Calls `body` with the 32 bytes of the message.
+  func withBytes<Result>(_ body: (UnsafeRawBufferPointer) -> Result) -> Result {
+    withUnsafeBytes(of: (code, a, b, c, d, UInt32(0), UInt32(0), UInt32(0))) { body($0) }
+  }
+}

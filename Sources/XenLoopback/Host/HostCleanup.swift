@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the kernel does for a process that ends on Xen, done by the host when a join's connection closes: gntdev
+// unmaps, gntalloc ends grants, evtchn closes ports, and each sends the notifications it was asked for.
+
+internal import CXen
+internal import Glibc
+internal import Platform
+internal import Synchronization
+
+extension HostMachine {
+  /// Takes back everything that a join holds.
+  ///
+  /// The process's memory is gone by now, or will not be used again.
+  func end(_ join: HostJoin) {
+    guard let domain = domain(of: join) else { return }
+    unmapEverything(join, domain)
+    unshareEverything(join, domain)
+    finishInterruptedWork(join)
+    for handle in Array(handles.values) where handle.join === join { closeHandle(handle) }
+    remove(join)
+    // It may have died between setting a port pending and waking its owner. A look in vain costs nothing.
+    for handle in handles.values { kick(handle) }
+  }
+
+  private func unmapEverything(_ join: HostJoin, _ domain: HostDomain) {
+    for frame in 0..<DomainLayout.frameCount {
+      let owner = domain.memory.frameOwner(frame)
+      guard owner.pointee.load(ordering: .acquiring) == join.number else { continue }
+      for offset in 0..<DomainLayout.entriesPerFrame {
+        let entry = domain.memory.maptrack(UInt32(frame * DomainLayout.entriesPerFrame + offset))
+        let state = entry.state.pointee.exchange(0, ordering: .acquiringAndReleasing)
+        guard state & MaptrackEntry.active != 0 else { continue }
+        let reference = entry.reference.pointee.load(ordering: .relaxed)
+        let granter = domains[UInt16(truncatingIfNeeded: state)]
+        if let granter, granter.memory.serial == entry.serial.pointee.load(ordering: .relaxed) {
+          clear(entry.clearOffset.pointee.load(ordering: .relaxed), of: reference, in: granter.memory)
+          granter.memory.unpin(reference, writable: state & MaptrackEntry.readOnly == 0, join: join.number)
+        }
+        send(domain, entry.notifyPort.pointee.load(ordering: .relaxed))
+      }
+      owner.pointee.store(0, ordering: .releasing)
+    }
+  }
+
+  private func unshareEverything(_ join: HostJoin, _ domain: HostDomain) {
+    let memory = domain.memory
+    var free: [UInt32] = []
+    for reference in UInt32(
+      DomainLayout.firstGrant)..<memory.header.grantHighWater.pointee.load(ordering: .acquiring)
+    {
+      let entry = memory.grant(reference)
+      guard entry.word.pointee.load(ordering: .acquiring) & GrantEntry.permitAccess != 0,
+        entry.owner.pointee.load(ordering: .relaxed) == join.number
+      else { continue }
+      clear(entry.clearOffset.pointee.load(ordering: .relaxed), of: reference, in: memory)
+      let port = entry.notifyPort.pointee.load(ordering: .relaxed)
+      if memory.revoke(reference, join: join.number) { free.append(reference) }
+      send(domain, port)
+    }
+    memory.free(free)
+    let share = memory.pagesShared(byJoinAt: join.place)
+    memory.header.pagesShared.pointee.subtract(
+      share.pointee.exchange(0, ordering: .relaxed), ordering: .relaxed)
+  }
+
+  /// Entries that the join was making or freeing when it died, in any domain.
+  private func finishInterruptedWork(_ join: HostJoin) {
+    let mark = GrantEntry.busy(by: join.number)
+    for domain in domains.values {
+      let memory = domain.memory
+      let end = memory.header.grantHighWater.pointee.load(ordering: .acquiring)
+      for reference in UInt32(DomainLayout.firstGrant)..<end
+      where memory.grant(reference).word.pointee.load(ordering: .acquiring) == mark {
+        memory.free(reference, count: 1)
+      }
+    }
+  }
+
+  private func clear(_ offset: UInt32, of reference: UInt32, in memory: DomainMemory) {
+    guard offset < UInt32(Page.size) else { return }
+    var zero: UInt8 = 0
+    _ = pwrite(memory.pagesDescriptor.raw, &zero, 1, off_t(Int(reference) << Page.shift + Int(offset)))
+  }
+}

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The machine that a host holds: its domains, their joins, and event channels. Creating, binding and closing ports
+// happens here, on the host's thread, so that it is one at a time as under Xen's event lock; sending does not.
+
+internal import CXen
+internal import Glibc
+internal import Platform
+internal import Synchronization
+internal import SystemPackage
+
+/// A process that has joined a domain.
+///
+/// Several may have joined one.
+final class HostJoin {
+  let number: UInt32
+  /// Its place in the domain's table of joins.
+  let place: Int
+  let domain: UInt16
+  let serial: UInt32
+  /// Ends the connection, when the domain is destroyed under it.
+  let disconnect: () -> Void
+
+  init(number: UInt32, place: Int, domain: HostDomain, disconnect: @escaping () -> Void) {
+    self.number = number
+    self.place = place
+    self.domain = domain.memory.domain
+    self.serial = domain.memory.serial
+    self.disconnect = disconnect
+  }
+}
+
+/// A domain that exists.
+final class HostDomain {
+  let memory: DomainMemory
+  var joins: [UInt32: HostJoin] = [:]
+  fileprivate var portsInUse = [Bool](repeating: false, count: DomainLayout.portCount)
+  fileprivate(set) var portCount = 0
+
+  init(_ memory: DomainMemory) {
+    self.memory = memory
+    portsInUse[0] = true
+  }
+}
+
+/// An event-channel handle of a join.
+final class HostHandle {
+  let number: UInt32
+  let index: Int
+  let join: HostJoin
+  let descriptor: OwnedDescriptor
+  fileprivate(set) var ports: Set<UInt32> = []
+
+  init(number: UInt32, index: Int, join: HostJoin, descriptor: consuming OwnedDescriptor) {
+    self.number = number
+    self.index = index
+    self.join = join
+    self.descriptor = descriptor
+  }
+}
+
+/// Domains, joins, handles and ports of one host.
+///
+/// Used by the host's thread only.
+final class HostMachine {
+  private(set) var domains: [UInt16: HostDomain] = [:]
+  private(set) var handles: [UInt32: HostHandle] = [:]
+  private var lastSerial: UInt32 = 0
+  private var lastJoin: UInt32 = 0
+  private var lastHandle: UInt32 = 0
+
+  // MARK: domains
+
+  func createDomain(_ number: UInt16, pageLimit: UInt32, frameLimit: UInt32) throws(Errno) {
+    guard domains[number] == nil else { throw .fileExists }
+    guard number < 0x7FF0, pageLimit <= DomainLayout.grantCount - DomainLayout.firstGrant,
+      frameLimit >= 1, frameLimit <= DomainLayout.frameCount
+    else { throw .invalidArgument }
+    lastSerial += 1
+    let memory = try DomainMemory(
+      creating: number, serial: lastSerial, pageLimit: pageLimit, frameLimit: frameLimit)
+    domains[number] = HostDomain(try memory.registered())
+  }
+
+  /// Takes a domain out of existence.
+  ///
+  /// Pages of it that others map stay theirs until they unmap.
+  func destroyDomain(_ number: UInt16) throws(Errno) {
+    guard let domain = domains[number] else { throw .noSuchFileOrDirectory }
+    for join in Array(domain.joins.values) {
+      end(join)
+      join.disconnect()
+    }
+    domain.memory.header.alive.pointee.store(0, ordering: .releasing)
+    domains[number] = nil
+    // Nothing can be bound to a domain that is gone; the other ends are unbound for good.
+  }
+
+  // MARK: joins
+
+  func join(_ number: UInt16, disconnect: @escaping () -> Void) throws(Errno) -> HostJoin {
+    guard let domain = domains[number] else { throw .noSuchFileOrDirectory }
+    let taken = Set(domain.joins.values.map(\.place))
+    guard let place = (0..<DomainLayout.joinCount).first(where: { !taken.contains($0) }) else {
+      throw .tooManyOpenFiles
+    }
+    lastJoin += 1
+    let join = HostJoin(number: lastJoin, place: place, domain: domain, disconnect: disconnect)
+    domain.joins[join.number] = join
+    return join
+  }
+
+  func domain(of join: HostJoin) -> HostDomain? {
+    domains[join.domain].flatMap { $0.memory.serial == join.serial ? $0 : nil }
+  }
+
+  func remove(_ join: HostJoin) {
+    domain(of: join)?.joins[join.number] = nil
+  }
+
+  // MARK: event channels
+
+  func openHandle(_ join: HostJoin, _ descriptor: consuming OwnedDescriptor) throws(Errno) -> HostHandle {
+    guard let domain = domain(of: join) else { throw .noSuchFileOrDirectory }
+    let taken = Set(handles.values.filter { $0.join.serial == join.serial }.map(\.index))
+    guard let index = (0..<DomainLayout.handleCount).first(where: { !taken.contains($0) }) else {
+      throw .tooManyOpenFiles
+    }
+    lastHandle += 1
+    let handle = HostHandle(number: lastHandle, index: index, join: join, descriptor: descriptor)
+    let entry = domain.memory.handle(index)
+    entry.announced.pointee.store(0, ordering: .relaxed)
+    entry.id.pointee.store(handle.number, ordering: .releasing)
+    handles[handle.number] = handle
+    return handle
+  }
+
+  func closeHandle(_ handle: HostHandle) {
+    for port in handle.ports { closePort(handle, port) }
+    domain(of: handle.join)?.memory.handle(handle.index).id.pointee.store(0, ordering: .releasing)
+    handles[handle.number] = nil
+  }
+
+  func bindUnbound(_ handle: HostHandle, remote: UInt16) throws(Errno) -> UInt32 {
+    guard remote < 0x7FF0 else { throw .invalidArgument }
+    let (domain, port) = try allocatePort(handle)
+    domain.memory.port(port).state.pointee.store(
+      PortEntry.state(.unbound, domain: remote, port: 0), ordering: .releasing)
+    return port
+  }
+
+  func bindInterdomain(_ handle: HostHandle, remote: UInt16, port remotePort: UInt32) throws(Errno) -> UInt32
+  {
+    guard let other = domains[remote] else { throw .noSuchProcess }
+    guard remotePort > 0, remotePort < UInt32(DomainLayout.portCount) else { throw .invalidArgument }
+    let theirs = other.memory.port(remotePort)
+    let state = theirs.state.pointee.load(ordering: .relaxed)
+    // Xen says EINVAL for all of these (evtchn_bind_interdomain).
+    guard PortEntry.kind(state) == .unbound, PortEntry.domain(state) == handle.join.domain else {
+      throw .invalidArgument
+    }
+    let (domain, port) = try allocatePort(handle)
+    let ours = domain.memory.port(port)
+    ours.remoteSerial.pointee.store(other.memory.serial, ordering: .relaxed)
+    theirs.remoteSerial.pointee.store(domain.memory.serial, ordering: .relaxed)
+    ours.state.pointee.store(
+      PortEntry.state(.interdomain, domain: remote, port: remotePort), ordering: .releasing)
+    theirs.state.pointee.store(
+      PortEntry.state(.interdomain, domain: handle.join.domain, port: port), ordering: .releasing)
+    // "Notifications may have been lost before": the binder looks once for itself.
+    ours.bits.pointee.bitwiseOr(PortEntry.pending, ordering: .acquiringAndReleasing)
+    kick(handle)
+    return port
+  }
+
+  func closePort(_ handle: HostHandle, _ port: UInt32) {
+    guard handle.ports.remove(port) != nil, let domain = domain(of: handle.join) else { return }
+    let entry = domain.memory.port(port)
+    let state = entry.state.pointee.load(ordering: .relaxed)
+    if PortEntry.kind(state) == .interdomain, let other = domains[PortEntry.domain(state)],
+      other.memory.serial == entry.remoteSerial.pointee.load(ordering: .relaxed)
+    {
+      // The other end stays, and may be bound again by the same domain.
+      other.memory.port(PortEntry.port(state)).state.pointee.store(
+        PortEntry.state(.unbound, domain: handle.join.domain, port: 0), ordering: .releasing)
+    }
+    entry.state.pointee.store(PortEntry.state(.free, domain: 0, port: 0), ordering: .releasing)
+    entry.handle.pointee.store(0, ordering: .relaxed)
+    entry.bits.pointee.store(0, ordering: .releasing)
+    domain.portsInUse[Int(port)] = false
+    domain.portCount -= 1
+  }
+
+  /// EVTCHNOP_send on behalf of a domain.
+  func send(_ domain: HostDomain, _ port: UInt32) {
+    guard port > 0, port < UInt32(DomainLayout.portCount) else { return }
+    let entry = domain.memory.port(port)
+    let state = entry.state.pointee.load(ordering: .acquiring)
+    guard PortEntry.kind(state) == .interdomain, let other = domains[PortEntry.domain(state)] else { return }
+    let theirs = other.memory.port(PortEntry.port(state))
+    let before = theirs.bits.pointee.bitwiseOr(PortEntry.pending, ordering: .acquiringAndReleasing).oldValue
+    if before & (PortEntry.pending | PortEntry.masked) == 0,
+      let handle = handles[theirs.handle.pointee.load(ordering: .acquiring)]
+    {
+      kick(handle)
+    }
+  }
+
+  /// Makes a handle's owner look at its ports.
+  func kick(_ handle: HostHandle) {
+    domain(of: handle.join)?.memory.handle(handle.index).announced.pointee.add(1, ordering: .releasing)
+    var one: UInt64 = 1
+    _ = Glibc.write(handle.descriptor.raw, &one, 8)
+  }
+
+  /// The lowest free port, as Xen gives it, wired to its handle and not yet bound to anything.
+  private func allocatePort(_ handle: HostHandle) throws(Errno) -> (HostDomain, UInt32) {
+    guard let domain = domain(of: handle.join) else { throw .noSuchProcess }
+    guard let free = domain.portsInUse.firstIndex(of: false) else { throw .noSpace }
+    domain.portsInUse[free] = true
+    domain.portCount += 1
+    let port = UInt32(free)
+    handle.ports.insert(port)
+    let entry = domain.memory.port(port)
+    entry.bits.pointee.store(0, ordering: .relaxed)
+    entry.handleIndex.pointee.store(UInt32(handle.index), ordering: .relaxed)
+    entry.handle.pointee.store(handle.number, ordering: .releasing)
+    return (domain, port)
+  }
+}

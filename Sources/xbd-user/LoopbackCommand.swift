@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import ArgumentParser
+import Glibc
+import Platform
+import XenLoopback
+import Xen
+
+/// `xbd-user loopback`: a host of the loopback Xen, for backends and frontends in processes of their own.
+struct LoopbackCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "loopback",
+    abstract: "Run a loopback Xen for other processes to join.",
+    discussion: """
+      Start a backend with "xbd-user backend IMAGE --loopback DIRECTORY" and a frontend with \
+      "xbd-user serve DEVICE --loopback DIRECTORY". Ends with SIGTERM or SIGINT.
+      """)
+
+  @Argument(help: "A private directory for the host; made when it does not exist.")
+  var directory: String
+
+  @Option(help: ArgumentHelp("Pages that the frontend's domain may share.", valueName: "pages"))
+  var gntallocLimit = LoopbackDefaults.pageLimit
+
+  func run() throws {
+    let signals = try Signals([SIGTERM, SIGINT, SIGHUP])
+    let host = try LoopbackHost(directory: directory)
+    try LoopbackToolstack(directory: host.directory).createDomain(
+      loopbackFrontend, pageLimit: gntallocLimit)
+    print("loopback Xen in \(host.directory); xenstore of domain 0: \(host.directory)/dom0/xenstored.sock")
+    fflush(stdout)
+    var wait = pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0)
+    while signals.next() == nil { _ = poll(&wait, 1, -1) }
+    host.stop()
+  }
+}

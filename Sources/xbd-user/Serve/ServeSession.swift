@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A device while it is served: the NBD service over its queues, and the order in which everything ends.
+//
+//   stop: clients are answered and flushed ─► the device closes (drain, 5, 6) ─► backend ─► host
+
+import Glibc
+import NBD
+import Platform
+import Synchronization
+import XbdFront
+
+/// Why a session is over.
+enum SessionOutcome {
+  /// A signal asked for it.
+  case stopped
+  /// The command of `--run` has ended.
+  case child(Int32)
+  /// The device went away by itself.
+  case deviceGone(String)
+}
+
+final class ServeSession {
+  private let device: BlockDevice
+  private let server: Server
+  private let embedded: EmbeddedLoopback?
+  private let deviceChanged: EventCounter
+
+  /// Starts to serve.
+  init(
+    device: BlockDevice, sockets: [ListeningSocket], service: ServiceArguments, readOnly: Bool,
+    embedded: EmbeddedLoopback?
+  ) throws {
+    self.device = device
+    self.embedded = embedded
+    let changed = Changed(try EventCounter())
+    deviceChanged = EventCounter(adopting: try OwnedDescriptor(changed.counter.fileDescriptor).duplicate())
+    device.observe(change: { _ in changed.counter.signal() })
+    // Each queue goes to its worker's thread, and comes back to this one when the server has stopped.
+    nonisolated(unsafe) let targets: [any BlockTarget] = device.queues.map { FrontTarget($0) }
+    server = try Server(
+      sockets: sockets, targets: targets,
+      export: Export(
+        name: service.exportName, description: "\(device.location.device) of Xen", isReadOnly: readOnly),
+      maximumConnections: service.maxConnections, configuration: service.configuration)
+  }
+
+  private final class Changed: Sendable {
+    let counter: EventCounter
+    init(_ counter: consuming EventCounter) { self.counter = counter }
+  }
+
+  /// Waits for a signal, the child's end, or the device's.
+  func wait(signals: borrowing Signals, child: ChildCommand?) -> SessionOutcome {
+    var descriptors = [
+      pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0),
+      pollfd(fd: deviceChanged.fileDescriptor, events: Int16(POLLIN), revents: 0),
+    ]
+    while true {
+      _ = poll(&descriptors, 2, -1)
+      deviceChanged.drain()
+      while let signal = signals.next() {
+        switch signal {
+        case SIGCHLD:
+          if let status = child?.exitStatus() { return .child(status) }
+        case SIGUSR1:
+          if let text = try? JSONText.encode(report()) { fputs(text + "\n", stderr) }
+        default:
+          child?.terminate()
+          return .stopped
+        }
+      }
+      switch device.state {
+      case .connecting, .connected, .closing: break
+      case .closed: return .deviceGone("\(device.location.device) was taken away by its backend")
+      case .failed(let error): return .deviceGone(error.message)
+      }
+    }
+  }
+
+  /// Ends everything in order.
+  func stop() {
+    server.stop()
+    // The workers are gone: the queues are ours, and closing needs somebody to run them.
+    device.close()
+    while !device.waitUntilClosed(milliseconds: 1) {
+      for queue in device.queues { queue.poll() }
+    }
+    embedded?.stop()
+  }
+
+  /// What every layer has counted.
+  func report() -> ServiceReport {
+    ServiceReport(
+      service: server.statistics(), queues: device.queues.map { $0.snapshot() }, backend: embedded?.statistics)
+  }
+}

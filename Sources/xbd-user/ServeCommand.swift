@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import ArgumentParser
+import Blkif
+import Glibc
+import Logging
+import NBD
+import Platform
+import XbdBack
+import XbdFront
+import Xen
+
+/// `xbd-user serve`: connects to a device and serves it as NBD.
+struct ServeCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "serve",
+    abstract: "Connect to a virtual block device and serve it as NBD.",
+    discussion: """
+      On a Xen guest: "xbd-user serve xvdb". Anywhere else: "xbd-user serve --loopback disk.img --size 1G", \
+      where the loopback and the reference backend stand in for Xen. The URI for clients goes to stdout. \
+      SIGTERM finishes what is in flight, flushes and ends; SIGUSR1 prints statistics to stderr.
+      """)
+
+  @Argument(help: "A virtual device number (51728), a name (xvdb), or the path of a frontend directory.")
+  var device: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "Without a device: an image file, memory:SIZE or null:SIZE for the reference backend. With one: the directory of a running loopback host.",
+      valueName: "image|directory"))
+  var loopback: String?
+
+  @Flag(help: "Refuse writes.")
+  var readOnly = false
+
+  @Option(help: ArgumentHelp("Pages that the loopback's frontend domain may share.", valueName: "pages"))
+  var gntallocLimit = 1024
+
+  @Option(help: ArgumentHelp("Run a shell command with $uri set, and end when it ends, with its status.", valueName: "command"))
+  var run: String?
+
+  @Option(help: ArgumentHelp("Write the process id to a file once the device is served.", valueName: "path"))
+  var pidFile: String?
+
+  @Flag(help: "Print statistics as JSON to stderr at the end.")
+  var stats = false
+
+  @Option(help: ArgumentHelp("Write statistics as JSON to a file at the end.", valueName: "path"))
+  var statsFile: String?
+
+  @Flag(name: .shortAndLong, help: "Say more on stderr; twice for the handshake.")
+  var verbose: Int
+
+  @OptionGroup(title: "The service")
+  var service: ServiceArguments
+
+  @OptionGroup(title: "The frontend")
+  var frontend: FrontendArguments
+
+  @OptionGroup(title: "The reference backend")
+  var storage: StorageArguments
+
+  mutating func validate() throws {
+    guard device != nil || loopback != nil else {
+      throw ValidationError("name a device (xvdb), or an image with --loopback (disk.img, memory:1G)")
+    }
+    guard (1...32760).contains(gntallocLimit) else {
+      throw ValidationError("--gntalloc-limit takes 1 to 32760 pages")
+    }
+  }
+
+  func run() throws {
+    // Both concern the whole process and come before the first thread.
+    let inherited = try SocketActivation.take()
+    let signals = try Signals([SIGTERM, SIGINT, SIGHUP, SIGCHLD, SIGUSR1])
+    let logger = Log.start(verbosity: verbose)
+    let directory = try TemporaryDirectory()
+    var embedded: EmbeddedLoopback?
+    let system: any XenSystem
+    var name = device ?? ""
+    if device == nil, let loopback {
+      let made = try EmbeddedLoopback(
+        directory: directory.path + "/xen", storage: try storage.open(loopback, readOnly: readOnly),
+        configuration: storage.configuration(readOnly: readOnly, queues: frontend.queues),
+        pageLimit: gntallocLimit, logger: logger)
+      embedded = made
+      system = made.frontend
+      name = String(EmbeddedLoopback.device.number)
+    } else if let loopback {
+      system = try Systems.loopback(loopback, domain: loopbackFrontend)
+    } else {
+      system = try Systems.libXen(instead: "\"xbd-user serve --loopback memory:1G\"")
+      if let number = VirtualDevice(name) { try KernelDriver().requireFree(number) }
+    }
+    let sockets = try service.listen(inherited: inherited, fallback: directory.path + "/nbd.sock")
+    let device = try BlockDevice.connect(name, on: system, options: frontend.options, logger: logger)
+    try embedded?.runInline(device.queues)
+    let session = try ServeSession(
+      device: device, sockets: sockets, service: service, readOnly: readOnly, embedded: embedded)
+    let pid = try pidFile.map(PidFile.init)
+    defer { withExtendedLifetime((directory, pid)) {} }
+    let uri = sockets.first?.address.uri(export: service.exportName)
+    if run == nil { announce(uri, device) }
+    let child = try run.map {
+      try ChildCommand(
+        $0, variables: [
+          ("uri", uri ?? ""), ("unixsocket", unixPath(sockets)), ("exportname", service.exportName),
+        ])
+    }
+    let outcome = session.wait(signals: signals, child: child)
+    session.stop()
+    try report(session)
+    switch outcome {
+    case .stopped: return
+    case .child(let status): throw ExitCode(status)
+    case .deviceGone(let sentence): throw Failure(sentence)
+    }
+  }
+
+  private func announce(_ uri: String?, _ device: BlockDevice) {
+    if let uri {
+      print(uri)
+      fflush(stdout)
+    }
+    guard isatty(STDERR_FILENO) == 1 || verbose > 0, let uri else { return }
+    let size = device.features.sectorCount * 512
+    let text = """
+      \(device.location.device): \(size) bytes, \(device.queues.count) queue(s), rings of \
+      \(1 << device.transport.ringPageOrder) page(s), requests of up to \(device.transport.maxSegments) segments
+        look at it   nbdinfo '\(uri)'
+        copy it      nbdcopy '\(uri)' copy.img
+        as a file    mkdir -p /tmp/disk && nbdfuse /tmp/disk/nbd '\(uri)' &
+        end          Ctrl-C
+
+      """
+    fputs(text, stderr)
+  }
+
+  private func unixPath(_ sockets: [ListeningSocket]) -> String {
+    if case .unix(let path)? = sockets.first?.address { return path }
+    return ""
+  }
+
+  private func report(_ session: ServeSession) throws {
+    guard stats || statsFile != nil else { return }
+    let text = try JSONText.encode(session.report()) + "\n"
+    if stats { fputs(text, stderr) }
+    guard let statsFile else { return }
+    guard let file = fopen(statsFile, "we") else {
+      throw Failure("cannot write statistics to \(statsFile): \(String(cString: strerror(errno)))")
+    }
+    fputs(text, file)
+    fclose(file)
+  }
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a user may ask of the frontend, as `serve` and `probe` take it.
+
+import ArgumentParser
+import Xen
+import XbdFront
+
+extension CopyMode: ExpressibleByArgument {}
+extension GrantMode: ExpressibleByArgument {}
+
+/// Options that pin what is negotiated.
+struct FrontendArguments: ParsableArguments {
+  @Option(help: "Queues, each with a thread; the backend may serve fewer.")
+  var queues = 1
+
+  @Option(help: "log2 of each ring's pages, 0 to 4; the backend may take less.")
+  var ringOrder = 2
+
+  @Option(help: "Segments of the largest request, 1 to 4096; up to 11 need no indirect requests.")
+  var indirect = 256
+
+  @Option(help: "How payloads travel: in the granted pages themselves (direct) or copied to and from them (bounce).")
+  var copy = CopyMode.direct
+
+  @Option(help: "Whether pages are shared once (persistent) or for each operation (per-request).")
+  var grants = GrantMode.persistent
+
+  @Flag(help: "Do not tell the backend that it may keep grants mapped.")
+  var noPersistent = false
+
+  @Option(help: "Pages that all queues together may share besides their rings.")
+  var poolPages = 960
+
+  @Option(help: "Seconds that the backend may take for each step of the handshake.")
+  var timeout = 30
+
+  mutating func validate() throws {
+    guard (1...64).contains(queues) else { throw ValidationError("--queues takes 1 to 64") }
+    guard (0...4).contains(ringOrder) else { throw ValidationError("--ring-order takes 0 to 4") }
+    guard (1...4096).contains(indirect) else { throw ValidationError("--indirect takes 1 to 4096") }
+    guard (1...1_048_576).contains(poolPages) else { throw ValidationError("--pool-pages takes 1 to 1048576") }
+    guard (1...86400).contains(timeout) else { throw ValidationError("--timeout takes 1 to 86400 seconds") }
+  }
+
+  var options: FrontendOptions {
+    var options = FrontendOptions()
+    options.queueCount = queues
+    options.ringPageOrder = ringOrder
+    options.maxSegments = indirect
+    options.copy = copy
+    options.grants = grants
+    options.persistent = !noPersistent
+    options.poolPages = poolPages
+    options.handshakeTimeout = .seconds(timeout)
+    return options
+  }
+}

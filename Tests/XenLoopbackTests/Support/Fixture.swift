@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A loopback host of its own for a test, in a directory of its own, and small helpers to wait with.
+
+import CXen
+import Glibc
+import Platform
+import Testing
+import Xen
+
+@testable import XenLoopback
+
+/// A host with domains 0, 1 and 2, gone with the fixture.
+final class Machine {
+  let host: LoopbackHost
+  let toolstack: LoopbackToolstack
+
+  init(pageLimit: Int = LoopbackDefaults.pageLimit, maptrackLimit: Int = LoopbackDefaults.maptrackLimit)
+    throws
+  {
+    host = try LoopbackHost(directory: Self.temporaryDirectory())
+    toolstack = try LoopbackToolstack(directory: host.directory)
+    try toolstack.createDomain(DomainID(1), pageLimit: pageLimit)
+    try toolstack.createDomain(DomainID(2), pageLimit: pageLimit, maptrackLimit: maptrackLimit)
+  }
+
+  deinit {
+    host.stop()
+    _ = rmdir(host.directory)
+  }
+
+  func join(_ domain: UInt16, _ policy: MaptrackPolicy = .perVCPU) throws -> LoopbackDomain {
+    try LoopbackDomain(joining: host.directory, domain: DomainID(domain), maptrack: policy)
+  }
+
+  static func temporaryDirectory() throws -> String {
+    var template = Array("/tmp/xbd-loopback-XXXXXX\0".utf8).map { CChar(bitPattern: $0) }
+    guard mkdtemp(&template) != nil else { throw XenError(errno: .current, "mkdtemp") }
+    // The host makes its directory itself, and removes it.
+    let path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    rmdir(path)
+    return path
+  }
+}
+
+/// Waits until a condition holds; a generous bound, as machines under test are slow.
+func eventually(_ what: String, seconds: Double = 20, _ condition: () throws -> Bool) rethrows {
+  let end = MonotonicClock.nanoseconds() + UInt64(seconds * 1e9)
+  while MonotonicClock.nanoseconds() < end {
+    if try condition() { return }
+    usleep(1000)
+  }
+  Issue.record("did not happen in \(seconds) s: \(what)")
+}
+
+/// Whether a descriptor is readable now, or becomes so within a time.
+func isReadable(_ descriptor: Int32, milliseconds: Int32 = 0) -> Bool {
+  var look = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+  return poll(&look, 1, milliseconds) == 1
+}
