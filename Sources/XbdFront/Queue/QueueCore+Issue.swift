@@ -181,7 +181,7 @@ extension QueueCore {
     inFlight[place].count = count
     inFlight[place].pages = own
     inFlight[place].indirectPages = indirect
-    operations[Int(slot)].outstanding += 1
+    (operations + Int(slot)).pointee.outstanding += 1
     return inFlight.id(place)
   }
 

@@ -54,7 +54,7 @@ extension QueueCore {
     pool.put(record.pages)
     pool.put(record.indirectPages)
     inFlight.put(place)
-    operations[Int(slot)].outstanding -= 1
+    (operations + Int(slot)).pointee.outstanding -= 1
     if operations[Int(slot)].outstanding == 0, operations[Int(slot)].state == .active { advance(slot) }
   }
 

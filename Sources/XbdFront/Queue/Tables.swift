@@ -163,7 +163,7 @@ struct InFlightTable: ~Copyable {
     let slot = freeHead
     precondition(slot >= 0, "more requests in flight than the ring holds")
     freeHead = records[Int(slot)].nextFree
-    records[Int(slot)].generation &+= 1
+    (records + Int(slot)).pointee.generation &+= 1
     count += 1
     return slot
   }

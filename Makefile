@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+#   make run          serve a disk through the whole path (IMAGE=disk.img SIZE=1G ARGS='--queues 2')
+#   make test         every test: Swift, interop, sanitizers
+#   make build        .build/release/xbd-user
+#   make check        lint, build, Swift tests: what to run before a commit
+#   make bench        against nbdkit, qemu-nbd and nbd-server (ARGS='--quick')
+#   make docs         reference and manual pages into .build/docs
+#   make lint         formatting, licence lines, shell scripts, house rules
+#   make format       mends the formatting
+#   make test-interop test-thread test-address     one part of `make test` (FILTER=pattern for interop)
+#   make install      into PREFIX (/usr/local); `make uninstall` takes it out again
+#   make deps deps-test                            what is missing, through apt
+#   make clean
+
+PREFIX ?= /usr/local
+IMAGE ?= disk.img
+SIZE ?= 1G
+ARGS ?=
+FILTER ?=
+
+BINARY = .build/release/xbd-user
+
+.PHONY: help deps deps-test build run test check test-interop test-thread test-address bench docs lint format \
+	install uninstall clean
+
+help:
+	@sed -n 's/^#   make/make/p' Makefile
+
+deps:
+	@scripts/install-deps build
+
+deps-test:
+	@scripts/install-deps test
+
+build: deps
+	swift build -c release --product xbd-user
+
+run: build
+	@SIZE='$(SIZE)' scripts/run '$(IMAGE)' $(ARGS)
+
+test: deps-test build
+	scripts/test
+
+check: lint build
+	swift test
+
+test-interop: deps-test build
+	Tests/interop/run $(FILTER)
+
+test-thread: deps
+	XBD_TEST_PARTS=thread scripts/test
+
+test-address: deps
+	XBD_TEST_PARTS=address scripts/test
+
+bench: deps-test build
+	Tests/bench/bench $(ARGS)
+
+docs: deps
+	scripts/docs
+
+lint: deps-test
+	scripts/lint
+
+format:
+	swift format -i --parallel -r Sources Tests Package.swift
+
+install: build
+	scripts/manual .build/man
+	install -D -m 0755 $(BINARY) '$(DESTDIR)$(PREFIX)/bin/xbd-user'
+	install -d '$(DESTDIR)$(PREFIX)/share/man/man1' '$(DESTDIR)$(PREFIX)/share/bash-completion/completions'
+	install -m 0644 .build/man/*.1 '$(DESTDIR)$(PREFIX)/share/man/man1'
+	$(BINARY) --generate-completion-script bash \
+		> '$(DESTDIR)$(PREFIX)/share/bash-completion/completions/xbd-user'
+
+uninstall:
+	rm -f '$(DESTDIR)$(PREFIX)/bin/xbd-user' '$(DESTDIR)$(PREFIX)'/share/man/man1/xbd-user*.1 \
+		'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/xbd-user'
+
+clean:
+	rm -rf .build bench-results
