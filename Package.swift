@@ -81,10 +81,22 @@ let package = Package(
       name: "PlatformTests",
       dependencies: ["Platform", "CXen", .product(name: "SystemPackage", package: "swift-system")],
       swiftSettings: strict),
+    // The seam's guarantees as checks that any Xen can be put through, and the other process for them.
+    .target(
+      name: "XenConformance",
+      dependencies: [
+        "Xen", "Platform", "CXen", .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      path: "Tests/XenConformance", swiftSettings: strict),
+    .executableTarget(
+      name: "xen-party", dependencies: ["XenConformance", "XenLoopback", "Xen"], path: "Tests/XenParty",
+      swiftSettings: strict),
+    .testTarget(
+      name: "XenTests", dependencies: ["Xen", "Platform"], swiftSettings: strict),
     .testTarget(
       name: "XenLoopbackTests",
       dependencies: [
-        "XenLoopback", "Xen", "Platform", "CXen", .product(name: "SystemPackage", package: "swift-system"),
+        "XenConformance", "xen-party", "XenLoopback", "Xen", "Platform", "CXen", .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
     .testTarget(
