@@ -100,7 +100,8 @@ import Xen
   static func segment(_ reference: UInt32, _ first: UInt8, _ last: UInt8) -> Segment {
     Segment(reference: GrantRef(reference), firstSector: first, lastSector: last)
   }
-  static func poked(_ operation: BlockOperation, _ value: UInt8, at offset: Int) -> @Sendable (TestFrontend)
+  static func poked(_ operation: BlockOperation, _ value: UInt8, at offset: Int)
+    -> @Sendable (TestFrontend)
     throws -> Int16
   {
     { frontend in
@@ -282,7 +283,8 @@ import Xen
       frontend.xen.page(first + UInt32(index)).storeBytes(of: UInt64(index) &+ 7, as: UInt64.self)
     }
     let segments = (0..<count).map { page(first + UInt32($0)) }
-    #expect(try frontend.wait(for: frontend.enqueueIndirect(.write, sector: 8, segments, page: list)).status == 0)
+    #expect(
+      try frontend.wait(for: frontend.enqueueIndirect(.write, sector: 8, segments, page: list)).status == 0)
     for index in 0..<count { memset(frontend.xen.page(first + UInt32(index)), 0, Page.size) }
     #expect(
       try frontend.wait(

@@ -57,7 +57,9 @@ func forget(_ storage: any Storage, at offset: UInt64, _ count: UInt64) -> Stora
       ("1G", 1 << 30), ("1GiB", 1 << 30), ("2T", 2 << 40), ("7EiB", 7 << 60),
     ]
     for (text, value) in good { #expect(try ByteSize.parse(text) == value, "\(text)") }
-    for text in ["", "K", "1X", "-1", "+1", " 1", "1 G", "1.5G", "0x10", "1GB", "8E", "99999999999999999999", "1iB"] {
+    for text in [
+      "", "K", "1X", "-1", "+1", " 1", "1 G", "1.5G", "0x10", "1GB", "8E", "99999999999999999999", "1iB",
+    ] {
       #expect(throws: StorageError.self, "\(text)") { try ByteSize.parse(text) }
     }
   }
@@ -115,7 +117,9 @@ func forget(_ storage: any Storage, at offset: UInt64, _ count: UInt64) -> Stora
     let path = scratch.file("disk")
     try makeImage(path, byteCount: 1536)
     #expect(try FileStorage(path: path).byteCount == 1536)
-    #expect(throws: StorageError.self) { try FileStorage(path: path, options: StorageOptions(sectorSize: 4096)) }
+    #expect(throws: StorageError.self) {
+      try FileStorage(path: path, options: StorageOptions(sectorSize: 4096))
+    }
     try makeImage(path, byteCount: 1000)
     #expect { try FileStorage(path: path) } throws: { ($0 as? StorageError)?.code == .badSize }
     try makeImage(path, byteCount: 0)
