@@ -96,7 +96,8 @@ let package = Package(
     .testTarget(
       name: "XenLoopbackTests",
       dependencies: [
-        "XenConformance", "xen-party", "XenLoopback", "Xen", "Platform", "CXen", .product(name: "SystemPackage", package: "swift-system"),
+        "XenConformance", "xen-party", "XenLoopback", "Xen", "Platform", "CXen",
+        .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
     .testTarget(
