@@ -40,7 +40,9 @@ final class EmbeddedLoopback {
     frontend = try LoopbackDomain(joining: host.directory, domain: loopbackFrontend)
   }
 
-  /// Lets the backend's queues run on the threads of the frontend's. After the device has connected.
+  /// Lets the backend's queues run on the threads of the frontend's.
+  ///
+  /// After the device has connected.
   func runInline(_ queues: [BlockQueue]) throws {
     for (index, queue) in queues.enumerated() {
       guard let backend = served.colocatedQueue(index) else {
@@ -53,7 +55,9 @@ final class EmbeddedLoopback {
   /// What the backend has done.
   var statistics: BackendStatistics { served.statistics }
 
-  /// Ends backend and host. After the frontend has closed.
+  /// Ends backend and host.
+  ///
+  /// After the frontend has closed.
   func stop() {
     backend.stop(waiting: 2000)
     host.stop()
