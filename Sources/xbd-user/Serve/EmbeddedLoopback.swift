@@ -30,7 +30,7 @@ final class EmbeddedLoopback {
     try toolstack.createDomain(loopbackFrontend, pageLimit: pageLimit)
     var nodes = LoopbackBlockDevice(
       virtualDevice: Self.device.number, name: Self.device.name ?? "", frontend: loopbackFrontend)
-    nodes.parameters = "\(storage)"
+    nodes.parameters = image
     nodes.isReadOnly = configuration.readOnly
     try toolstack.attach(nodes)
     backend = try Backend(system: LoopbackDomain(joining: host.directory, domain: .dom0), logger: logger)
