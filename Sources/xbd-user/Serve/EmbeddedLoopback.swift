@@ -22,7 +22,8 @@ final class EmbeddedLoopback {
 
   /// Starts host and backend; the device waits for its frontend.
   init(
-    directory: String, storage: any Storage, configuration: BackendConfiguration, pageLimit: Int,
+    directory: String, image: String, storage: any Storage, configuration: BackendConfiguration,
+    pageLimit: Int,
     logger: Logger
   ) throws {
     host = try LoopbackHost(directory: directory)
