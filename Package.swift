@@ -81,10 +81,23 @@ let package = Package(
       name: "PlatformTests",
       dependencies: ["Platform", "CXen", .product(name: "SystemPackage", package: "swift-system")],
       swiftSettings: strict),
+    // The seam's guarantees as checks that any Xen can be put through, and the other process for them.
+    .target(
+      name: "XenConformance",
+      dependencies: [
+        "Xen", "Platform", "CXen", .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      path: "Tests/XenConformance", swiftSettings: strict),
+    .executableTarget(
+      name: "xen-party", dependencies: ["XenConformance", "XenLoopback", "Xen"], path: "Tests/XenParty",
+      swiftSettings: strict),
+    .testTarget(
+      name: "XenTests", dependencies: ["Xen", "Platform"], swiftSettings: strict),
     .testTarget(
       name: "XenLoopbackTests",
       dependencies: [
-        "XenLoopback", "Xen", "Platform", "CXen", .product(name: "SystemPackage", package: "swift-system"),
+        "XenConformance", "xen-party", "XenLoopback", "Xen", "Platform", "CXen",
+        .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
     .testTarget(
@@ -92,6 +105,20 @@ let package = Package(
       dependencies: [
         "XbdBack", "Blkif", "Xen", "Platform", "CXen", "CAllocationCounter",
         .product(name: "Logging", package: "swift-log"),
+      ],
+      swiftSettings: strict),
+    // A BlockTarget on memory, for the NBD tests and for measuring the NBD service alone.
+    .target(
+      name: "NBDTestSupport", dependencies: ["NBD", "CXen", "Platform"], path: "Tests/NBDTestSupport",
+      swiftSettings: strict),
+    .executableTarget(
+      name: "nbd-bench-server", dependencies: ["NBD", "NBDTestSupport"], path: "Tests/NBDBenchServer",
+      swiftSettings: strict),
+    .testTarget(
+      name: "NBDTests",
+      dependencies: [
+        "NBD", "NBDTestSupport", "Platform", "CXen", "CAllocationCounter",
+        .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
   ],

@@ -58,8 +58,7 @@ struct BackendCommand: ParsableCommand {
     try backend.add(
       directory: nodes.backendPath, storage: disk,
       configuration: storage.configuration(readOnly: readOnly, queues: maxQueues))
-    print("\(device) for domain \(loopbackFrontend): \(disk), \(disk.byteCount) bytes")
-    fflush(stdout)
+    Console.line("\(device) for domain \(loopbackFrontend): \(disk), \(disk.byteCount) bytes")
     var wait = pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0)
     while signals.next() == nil { _ = poll(&wait, 1, -1) }
     backend.stop(waiting: 5000)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ArgumentParser
+import Blkif
 import FoundationEssentials
 import XbdFront
 import Xen
@@ -11,7 +12,8 @@ struct ListCommand: ParsableCommand {
     commandName: "list",
     abstract: "Show this domain's virtual block devices, their backends and who drives them.")
 
-  @Option(help: ArgumentHelp("Look at a loopback host instead of the machine's own Xen.", valueName: "directory"))
+  @Option(
+    help: ArgumentHelp("Look at a loopback host instead of the machine's own Xen.", valueName: "directory"))
   var loopback: String?
 
   @Flag(help: "Print JSON.")

@@ -27,8 +27,8 @@ struct LoopbackCommand: ParsableCommand {
     let host = try LoopbackHost(directory: directory)
     try LoopbackToolstack(directory: host.directory).createDomain(
       loopbackFrontend, pageLimit: gntallocLimit)
-    print("loopback Xen in \(host.directory); xenstore of domain 0: \(host.directory)/dom0/xenstored.sock")
-    fflush(stdout)
+    Console.line(
+      "loopback Xen in \(host.directory); xenstore of domain 0: \(host.directory)/dom0/xenstored.sock")
     var wait = pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0)
     while signals.next() == nil { _ = poll(&wait, 1, -1) }
     host.stop()

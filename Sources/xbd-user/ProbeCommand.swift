@@ -14,7 +14,8 @@ struct ProbeCommand: ParsableCommand {
   @Argument(help: "A virtual device number (51728), a name (xvdb), or the path of a frontend directory.")
   var device: String
 
-  @Option(help: ArgumentHelp("Look at a loopback host instead of the machine's own Xen.", valueName: "directory"))
+  @Option(
+    help: ArgumentHelp("Look at a loopback host instead of the machine's own Xen.", valueName: "directory"))
   var loopback: String?
 
   @Flag(help: "Print JSON.")

@@ -36,8 +36,11 @@ struct ServeCommand: ParsableCommand {
   @Option(help: ArgumentHelp("Pages that the loopback's frontend domain may share.", valueName: "pages"))
   var gntallocLimit = 1024
 
-  @Option(help: ArgumentHelp("Run a shell command with $uri set, and end when it ends, with its status.", valueName: "command"))
-  var run: String?
+  @Option(
+    name: .customLong("run"),
+    help: ArgumentHelp(
+      "Run a shell command with $uri set, and end when it ends, with its status.", valueName: "command"))
+  var command: String?
 
   @Option(help: ArgumentHelp("Write the process id to a file once the device is served.", valueName: "path"))
   var pidFile: String?
@@ -100,10 +103,11 @@ struct ServeCommand: ParsableCommand {
     let pid = try pidFile.map(PidFile.init)
     defer { withExtendedLifetime((directory, pid)) {} }
     let uri = sockets.first?.address.uri(export: service.exportName)
-    if run == nil { announce(uri, device) }
-    let child = try run.map {
+    if command == nil { announce(uri, device) }
+    let child = try command.map {
       try ChildCommand(
-        $0, variables: [
+        $0,
+        variables: [
           ("uri", uri ?? ""), ("unixsocket", unixPath(sockets)), ("exportname", service.exportName),
         ])
     }
@@ -119,8 +123,7 @@ struct ServeCommand: ParsableCommand {
 
   private func announce(_ uri: String?, _ device: BlockDevice) {
     if let uri {
-      print(uri)
-      fflush(stdout)
+      Console.line(uri)
     }
     guard isatty(STDERR_FILENO) == 1 || verbose > 0, let uri else { return }
     let size = device.features.sectorCount * 512
@@ -131,9 +134,8 @@ struct ServeCommand: ParsableCommand {
         copy it      nbdcopy '\(uri)' copy.img
         as a file    mkdir -p /tmp/disk && nbdfuse /tmp/disk/nbd '\(uri)' &
         end          Ctrl-C
-
       """
-    fputs(text, stderr)
+    Console.note(text)
   }
 
   private func unixPath(_ sockets: [ListeningSocket]) -> String {
@@ -143,13 +145,8 @@ struct ServeCommand: ParsableCommand {
 
   private func report(_ session: ServeSession) throws {
     guard stats || statsFile != nil else { return }
-    let text = try JSONText.encode(session.report()) + "\n"
-    if stats { fputs(text, stderr) }
-    guard let statsFile else { return }
-    guard let file = fopen(statsFile, "we") else {
-      throw Failure("cannot write statistics to \(statsFile): \(String(cString: strerror(errno)))")
-    }
-    fputs(text, file)
-    fclose(file)
+    let text = try JSONText.encode(session.report())
+    if stats { Console.note(text) }
+    if let statsFile { try Console.save(text + "\n", to: statsFile, what: "statistics") }
   }
 }

@@ -76,7 +76,9 @@ public final class ListeningSocket: Sendable {
   /// - Parameters:
   ///   - host: a name or a number; the first address that it has is used.
   ///   - port: 0 lets the system choose.
-  public static func tcp(host: String = "127.0.0.1", port: UInt16 = 10809) throws(ListeningError) -> ListeningSocket {
+  public static func tcp(host: String = "127.0.0.1", port: UInt16 = 10809) throws(ListeningError)
+    -> ListeningSocket
+  {
     var hints = addrinfo()
     hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
     hints.ai_flags = AI_NUMERICSERV | AI_PASSIVE
@@ -103,7 +105,9 @@ public final class ListeningSocket: Sendable {
   }
 
   /// Takes on a listening socket that somebody else opened, such as those of `SocketActivation`.
-  public static func inherited(_ descriptor: consuming OwnedDescriptor) throws(ListeningError) -> ListeningSocket {
+  public static func inherited(_ descriptor: consuming OwnedDescriptor) throws(ListeningError)
+    -> ListeningSocket
+  {
     let raw = descriptor.raw
     var listens: Int32 = 0
     var length = socklen_t(4)
@@ -139,7 +143,9 @@ public final class ListeningSocket: Sendable {
     return .unix(String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self))
   }
 
-  private static func internetAddress(_ address: UnsafeMutablePointer<sockaddr>, _ length: socklen_t) -> Address {
+  private static func internetAddress(_ address: UnsafeMutablePointer<sockaddr>, _ length: socklen_t)
+    -> Address
+  {
     var host = [CChar](repeating: 0, count: 64)
     var port = [CChar](repeating: 0, count: 8)
     let code = getnameinfo(

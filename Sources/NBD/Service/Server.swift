@@ -49,7 +49,8 @@ public final class Server: Sendable {
       nonisolated(unsafe) let given = target
       do throws(Errno) {
         workers.append(
-          try Worker(name: "nbd-\(index)", target: given, export: export, configuration: bounds, limiter: limiter))
+          try Worker(
+            name: "nbd-\(index)", target: given, export: export, configuration: bounds, limiter: limiter))
       } catch {
         for worker in workers { worker.stop(gracePeriod: .zero) }
         throw error

@@ -194,8 +194,10 @@ extension WorkerLoop {
       let connection = connections + index
       // A connection is quiet when everything it sent so far was looked at and answered.
       let isQuiet =
-        !connection.pointee.isReadable && !connection.pointee.isQueued && connection.pointee.inFlight
-        == (connection.pointee.skipSlot >= 0 ? 1 : 0) && !hasOutput(connection)
+        !connection.pointee.isReadable && !connection.pointee.isQueued
+        && connection.pointee.inFlight
+          == (connection.pointee.skipSlot >= 0 ? 1 : 0)
+        && !hasOutput(connection)
       if isLate || isQuiet { close(Int32(index)) }
     }
     return state.pointee.openConnections == 0

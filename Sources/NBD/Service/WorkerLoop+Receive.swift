@@ -79,7 +79,8 @@ extension WorkerLoop {
     let remaining = Int(slot.pointee.byteCount) - connection.pointee.payloadReceived
     let room = UnsafeMutableBufferPointer(rebasing: vectors[..<(Self.vectorCount - 1)])
     var count = target.vectors(
-      of: TargetOperation(rawValue: slot.pointee.operation), from: connection.pointee.payloadReceived, into: room)
+      of: TargetOperation(rawValue: slot.pointee.operation), from: connection.pointee.payloadReceived,
+      into: room)
     let payload = trim(&count, to: remaining)
     var wanted = payload
     if payload == remaining {

@@ -298,7 +298,8 @@ extension WorkerLoop {
 
   /// Copies payload bytes into an operation's memory.
   @inline(__always)
-  private func copyIn(_ operation: TargetOperation, _ source: UnsafeRawPointer, at offset: Int, _ count: Int) {
+  private func copyIn(_ operation: TargetOperation, _ source: UnsafeRawPointer, at offset: Int, _ count: Int)
+  {
     counters.add(.bytesCopied, UInt64(count))
     var done = 0
     while done < count {

@@ -70,7 +70,8 @@ public struct WorkerStatistics: Sendable, Equatable {
   /// Requests of every kind.
   public var requests: UInt64 {
     let commands: [Counter] = [
-      .reads, .writes, .flushes, .trims, .caches, .writeZeroes, .blockStatuses, .disconnects, .unknownCommands,
+      .reads, .writes, .flushes, .trims, .caches, .writeZeroes, .blockStatuses, .disconnects,
+      .unknownCommands,
     ]
     return commands.reduce(0) { $0 &+ self[$1] }
   }

@@ -150,8 +150,9 @@ final class BackendQueue: @unchecked Sendable {
     thread.withLock { $0 = started }
   }
 
-  /// Ends the thread, waits for the workers, and lets go of every page and the port. Idempotent; not from the
-  /// queue's own thread.
+  /// Ends the thread, waits for the workers, and lets go of every page and the port.
+  ///
+  /// Idempotent; not from the queue's own thread.
   func detach() {
     stop.requested.store(true, ordering: .releasing)
     stop.counter.signal()

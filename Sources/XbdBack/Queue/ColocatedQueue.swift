@@ -23,7 +23,9 @@ public final class ColocatedQueue: Sendable {
   /// - Returns: whether a request was taken or answered.
   public func run() -> Bool { queue.run() }
 
-  /// Readable while a worker has finished something: call `run` then. Valid for as long as this object lives.
+  /// Readable while a worker has finished something, and `run` has to be called.
+  ///
+  /// Valid for as long as this object lives.
   public var wakeDescriptor: Int32 { queue.wakeDescriptor }
 
   /// Whether the frontend is still connected.

@@ -87,7 +87,9 @@ struct PersistentGrants: ~Copyable {
     }
   }
 
-  /// Keeps a page that has just been mapped, with one user. Only while `count` is below `limit`, and not twice.
+  /// Keeps a page that has just been mapped, with one user.
+  ///
+  /// Only while `count` is below `limit`, and not twice.
   mutating func insert(_ reference: UInt32, _ address: UnsafeMutableRawPointer, second: UInt32) -> UInt32 {
     precondition(count < limit, "more grants are kept than the limit")
     count += 1

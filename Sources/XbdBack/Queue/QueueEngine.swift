@@ -214,7 +214,9 @@ struct QueueEngine: ~Copyable {
 
   // MARK: Slots
 
-  /// A slot for a request that passed its checks so far. There is one: the ring cannot hold more requests.
+  /// A slot for a request that passed its checks so far.
+  ///
+  /// There is one: the ring cannot hold more requests.
   @inline(__always)
   mutating func takeSlot() -> UInt32 {
     precondition(freeCount > 0, "more requests than the ring has slots")

@@ -8,7 +8,9 @@
 
 public import Glibc
 
-/// One piece of work for a storage. The sizes have been checked against the device.
+/// One piece of work for a storage.
+///
+/// The sizes have been checked against the device.
 public struct StorageRequest {
   /// What is to be done.
   public enum Operation: UInt8, Sendable {
@@ -29,7 +31,9 @@ public struct StorageRequest {
   public var byteOffset: UInt64
   /// The length of the range in bytes; for a read or write, the sum of the vectors.
   public var byteCount: UInt64
-  /// A read's or write's memory. The storage may change the elements, not the memory of a write.
+  /// A read's or write's memory.
+  ///
+  /// The storage may change the elements, not the memory of a write.
   public var vectors: UnsafeMutableBufferPointer<iovec>
 
   /// A piece of work.

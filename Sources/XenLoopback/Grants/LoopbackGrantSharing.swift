@@ -116,8 +116,9 @@ final class LoopbackGrantSharing: GrantSharing {
     _ = munmap(address, references.count << Page.shift)
     memory.free(unused)
     let pages = UInt32(references.count)
-    memory.header.pagesShared.pointee.subtract(pages, ordering: .relaxed)
-    connection.pagesShared.pointee.subtract(pages, ordering: .relaxed)
+    // A host that ended has taken everything back already and counts no more; so must not trap.
+    memory.header.pagesShared.pointee.wrappingSubtract(pages, ordering: .relaxed)
+    connection.pagesShared.pointee.wrappingSubtract(pages, ordering: .relaxed)
     connection.send(numbers.port)
   }
 }

@@ -22,8 +22,12 @@ struct ChildCommand {
     posix_spawnattr_init(&attributes)
     defer { posix_spawnattr_destroy(&attributes) }
     Signals.restoreInChild(&attributes)
-    var argumentPointers = ["/bin/sh", "-c", command].map { strdup($0) } + [nil]
-    var environmentPointers = environment.map { strdup($0) } + [nil]
+    var argumentPointers: [UnsafeMutablePointer<CChar>?] = []
+    for argument in ["/bin/sh", "-c", command] { argumentPointers.append(strdup(argument)) }
+    argumentPointers.append(nil)
+    var environmentPointers: [UnsafeMutablePointer<CChar>?] = []
+    for variable in environment { environmentPointers.append(strdup(variable)) }
+    environmentPointers.append(nil)
     defer {
       for pointer in argumentPointers + environmentPointers { free(pointer) }
     }

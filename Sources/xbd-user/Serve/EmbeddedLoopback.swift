@@ -22,7 +22,8 @@ final class EmbeddedLoopback {
 
   /// Starts host and backend; the device waits for its frontend.
   init(
-    directory: String, storage: any Storage, configuration: BackendConfiguration, pageLimit: Int, logger: Logger
+    directory: String, storage: any Storage, configuration: BackendConfiguration, pageLimit: Int,
+    logger: Logger
   ) throws {
     host = try LoopbackHost(directory: directory)
     let toolstack = try LoopbackToolstack(directory: host.directory)
@@ -39,7 +40,9 @@ final class EmbeddedLoopback {
     frontend = try LoopbackDomain(joining: host.directory, domain: loopbackFrontend)
   }
 
-  /// Lets the backend's queues run on the threads of the frontend's. After the device has connected.
+  /// Lets the backend's queues run on the threads of the frontend's.
+  ///
+  /// After the device has connected.
   func runInline(_ queues: [BlockQueue]) throws {
     for (index, queue) in queues.enumerated() {
       guard let backend = served.colocatedQueue(index) else {
@@ -52,7 +55,9 @@ final class EmbeddedLoopback {
   /// What the backend has done.
   var statistics: BackendStatistics { served.statistics }
 
-  /// Ends backend and host. After the frontend has closed.
+  /// Ends backend and host.
+  ///
+  /// After the frontend has closed.
   func stop() {
     backend.stop(waiting: 2000)
     host.stop()

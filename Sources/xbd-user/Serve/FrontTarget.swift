@@ -7,7 +7,9 @@ import CXen
 import NBD
 import XbdFront
 
-/// A queue as the NBD service sees it. Used by the worker's thread only.
+/// A queue as the NBD service sees it.
+///
+/// Used by the worker's thread only.
 final class FrontTarget: BlockTarget {
   private let queue: BlockQueue
   var onCompletion: (UInt64, TargetOperation, TargetStatus) -> Void = { _, _, _ in }

@@ -8,13 +8,7 @@ final class PidFile {
 
   init(_ path: String) throws {
     self.path = path
-    guard let file = fopen(path, "we") else {
-      throw Failure("cannot write the process id to \(path): \(String(cString: strerror(errno)))")
-    }
-    fputs("\(getpid())\n", file)
-    guard fclose(file) == 0 else {
-      throw Failure("cannot write the process id to \(path): \(String(cString: strerror(errno)))")
-    }
+    try Console.save("\(getpid())\n", to: path, what: "the process id")
   }
 
   deinit {

@@ -64,7 +64,7 @@ final class ServeSession {
         case SIGCHLD:
           if let status = child?.exitStatus() { return .child(status) }
         case SIGUSR1:
-          if let text = try? JSONText.encode(report()) { fputs(text + "\n", stderr) }
+          if let text = try? JSONText.encode(report()) { Console.note(text) }
         default:
           child?.terminate()
           return .stopped
@@ -92,6 +92,7 @@ final class ServeSession {
   /// What every layer has counted.
   func report() -> ServiceReport {
     ServiceReport(
-      service: server.statistics(), queues: device.queues.map { $0.snapshot() }, backend: embedded?.statistics)
+      service: server.statistics(), queues: device.queues.map { $0.snapshot() }, backend: embedded?.statistics
+    )
   }
 }

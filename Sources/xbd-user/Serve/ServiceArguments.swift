@@ -8,10 +8,14 @@ import Platform
 
 /// Options of the NBD service.
 struct ServiceArguments: ParsableArguments {
-  @Option(help: ArgumentHelp("Listen on this Unix socket, mode 0600; without it, on one that is printed.", valueName: "path"))
+  @Option(
+    help: ArgumentHelp(
+      "Listen on this Unix socket, mode 0600; without it, on one that is printed.", valueName: "path"))
   var socket: String?
 
-  @Option(help: ArgumentHelp("Listen on TCP, on 127.0.0.1 unless a host is named; port 0 picks one.", valueName: "[host:]port"))
+  @Option(
+    help: ArgumentHelp(
+      "Listen on TCP, on 127.0.0.1 unless a host is named; port 0 picks one.", valueName: "[host:]port"))
   var tcp: String?
 
   @Option(name: .customLong("export"), help: "The export's name; the empty name is always accepted too.")
@@ -20,7 +24,9 @@ struct ServiceArguments: ParsableArguments {
   @Option(help: ArgumentHelp("Clients at a time, at most.", valueName: "n"))
   var maxConnections = 64
 
-  @Option(help: ArgumentHelp("The longest busy wait for the next request, in microseconds; 0: none.", valueName: "µs"))
+  @Option(
+    help: ArgumentHelp(
+      "The longest busy wait for the next request, in microseconds; 0: none.", valueName: "µs"))
   var spin = 50
 
   mutating func validate() throws {

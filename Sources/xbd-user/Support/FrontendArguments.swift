@@ -2,9 +2,8 @@
 //
 // What a user may ask of the frontend, as `serve` and `probe` take it.
 
-import ArgumentParser
-import Xen
-import XbdFront
+public import ArgumentParser
+public import XbdFront
 
 extension CopyMode: ExpressibleByArgument {}
 extension GrantMode: ExpressibleByArgument {}
@@ -20,7 +19,9 @@ struct FrontendArguments: ParsableArguments {
   @Option(help: "Segments of the largest request, 1 to 4096; up to 11 need no indirect requests.")
   var indirect = 256
 
-  @Option(help: "How payloads travel: in the granted pages themselves (direct) or copied to and from them (bounce).")
+  @Option(
+    help: "How payloads travel: in the granted pages themselves (direct) or copied to and from them (bounce)."
+  )
   var copy = CopyMode.direct
 
   @Option(help: "Whether pages are shared once (persistent) or for each operation (per-request).")
@@ -39,7 +40,9 @@ struct FrontendArguments: ParsableArguments {
     guard (1...64).contains(queues) else { throw ValidationError("--queues takes 1 to 64") }
     guard (0...4).contains(ringOrder) else { throw ValidationError("--ring-order takes 0 to 4") }
     guard (1...4096).contains(indirect) else { throw ValidationError("--indirect takes 1 to 4096") }
-    guard (1...1_048_576).contains(poolPages) else { throw ValidationError("--pool-pages takes 1 to 1048576") }
+    guard (1...1_048_576).contains(poolPages) else {
+      throw ValidationError("--pool-pages takes 1 to 1048576")
+    }
     guard (1...86400).contains(timeout) else { throw ValidationError("--timeout takes 1 to 86400 seconds") }
   }
 

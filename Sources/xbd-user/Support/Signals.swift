@@ -11,7 +11,9 @@ import Platform
 struct Signals: ~Copyable {
   private let descriptor: OwnedDescriptor
 
-  /// Blocks the signals in this thread and every later one. Before any thread is started.
+  /// Blocks the signals in this thread and every later one.
+  ///
+  /// Before any thread is started.
   init(_ numbers: [Int32]) throws {
     var set = sigset_t()
     sigemptyset(&set)

@@ -7,16 +7,20 @@ import XbdBack
 
 /// Options of the reference backend.
 struct StorageArguments: ParsableArguments {
-  @Option(help: ArgumentHelp("Create the image with this size if it does not exist (512M, 10G).", valueName: "bytes"))
+  @Option(
+    help: ArgumentHelp(
+      "Create the image with this size if it does not exist (512M, 10G).", valueName: "bytes"))
   var size: String?
 
   @Option(help: "The disk's logical sector in bytes: 512 or 4096.")
   var sectorSize = 512
 
-  @Option(help: ArgumentHelp("Segments that the backend takes in an indirect request; 0: none.", valueName: "n"))
+  @Option(
+    help: ArgumentHelp("Segments that the backend takes in an indirect request; 0: none.", valueName: "n"))
   var backendSegments = 256
 
-  @Option(help: ArgumentHelp("log2 of the largest ring that the backend takes, in pages.", valueName: "order"))
+  @Option(
+    help: ArgumentHelp("log2 of the largest ring that the backend takes, in pages.", valueName: "order"))
   var backendRingOrder = 4
 
   @Option(help: ArgumentHelp("Grants that the backend keeps mapped for a queue, at most.", valueName: "n"))
