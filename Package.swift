@@ -72,6 +72,17 @@ let package = Package(
       swiftSettings: strict),
     .testTarget(
       name: "PlatformTests", dependencies: ["Platform", "CXen"], swiftSettings: strict),
+
+    // Counts allocations of a thread, for tests of paths that must not allocate.
+    .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
+    .testTarget(
+      name: "XbdFrontTests",
+      dependencies: [
+        "XbdFront", "Blkif", "Xen", "Platform", "CXen", "CAllocationCounter",
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      swiftSettings: strict),
   ],
   swiftLanguageModes: [.v6],
   cLanguageStandard: .gnu11

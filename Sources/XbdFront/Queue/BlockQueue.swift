@@ -149,9 +149,13 @@ public final class BlockQueue: @unchecked Sendable {
   }
 
   /// Descriptors that become readable when `poll` should be called; constant once the queue is connected.
+  ///
+  /// Events of a backend on this thread say nothing that `poll` does not see: nobody takes them, so a thread that
+  /// waited for them would never sleep again.
   public var descriptors: [Int32] {
-    [wakeup.fileDescriptor, channels.fileDescriptor]
-      + (inlineBackend.map { $0.wakeDescriptor >= 0 ? [$0.wakeDescriptor] : [] } ?? [])
+    guard let inlineBackend else { return [wakeup.fileDescriptor, channels.fileDescriptor] }
+    let descriptor = inlineBackend.wakeDescriptor
+    return descriptor >= 0 ? [wakeup.fileDescriptor, descriptor] : [wakeup.fileDescriptor]
   }
 
   /// Makes the owner thread call `poll` soon.
