@@ -33,5 +33,6 @@ else
 fi
 mkfifo "$dir/fifo"
 xbd "$dir/fifo" "$dir/fifo"
-for spec in memory: memory:x memory:-1 memory:0 memory:1000 null: null:1Q; do xbd "$spec" "$spec"; done
+for spec in memory: memory:x memory:-1 memory:0 null: null:1Q; do xbd size "$spec"; done
+xbd 512 memory:1000
 [ ! -e "$dir/s" ] || fail "a socket was left behind by a refused image"

@@ -12,7 +12,7 @@ complains() {
   if [ $status = 0 ] || [ $status -ge 124 ]; then fail "'$*' ended with $status: $(cat "$dir/said")"; fi
   contains "'$*'" "$(cat "$dir/said")" "$word"
 }
-complains "--sector-size" serve --loopback memory:1M --sector-size 1000
+complains "1000" serve --loopback memory:1M --sector-size 1000
 complains "--ring-order" serve --loopback memory:1M --ring-order 9
 complains "--queues" serve --loopback memory:1M --queues 0
 complains "--indirect" serve --loopback memory:1M --indirect 5000
@@ -24,6 +24,6 @@ complains "nonsense" nonsense
   refused "--loopback" "$XBD_USER" serve xvdb
   refused "--loopback" "$XBD_USER" serve 51728
 }
-complains "notadisk" serve notadisk --loopback "$dir"
+complains "$dir" serve xvda --loopback "$dir"
 "$XBD_USER" --help >/dev/null
 "$XBD_USER" serve --help >/dev/null

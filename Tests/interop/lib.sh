@@ -71,6 +71,7 @@ eventually() {
 start() {
   local name=$1
   shift
+  : >"$dir/$name.out"
   "$@" >"$dir/$name.out" 2>"$dir/$name.err" </dev/null &
   pid=$!
   started+=("$pid")

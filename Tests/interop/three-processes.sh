@@ -17,13 +17,11 @@ host() {
   eventually test -s "$dir/host.out"
 }
 backend() {
-  : >"$dir/backend.out"
   start backend "$XBD_USER" backend "$dir/disk.img" --loopback "$xen" --size 16M
   backend=$pid
   eventually test -s "$dir/backend.out"
 }
 frontend() {
-  : >"$dir/front.out"
   start front "$XBD_USER" serve xvda --loopback "$xen" --socket "$dir/s" "${serve_args[@]}"
   server=$pid
   await_uri front
