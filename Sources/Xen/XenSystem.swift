@@ -8,6 +8,9 @@
 public protocol XenSystem: Sendable {
   /// For people: "libxen" or "loopback /run/…, domain 1".
   var description: String { get }
+  /// Names the domain among all that processes of this machine can reach, so that two frontends of one device find
+  /// each other; nil when only this process can reach it.
+  var identity: String? { get }
   /// Opens the sharing side of grants.
   func openGrantSharing() throws(XenError) -> any GrantSharing
   /// Opens the mapping side of grants.
@@ -16,4 +19,9 @@ public protocol XenSystem: Sendable {
   func openEventChannels() throws(XenError) -> any EventChannels
   /// Opens a connection to xenstore.
   func openXenStore() throws(XenError) -> any XenStore
+}
+
+extension XenSystem {
+  /// Nobody else can reach it.
+  public var identity: String? { nil }
 }

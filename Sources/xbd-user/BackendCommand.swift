@@ -49,7 +49,7 @@ struct BackendCommand: ParsableCommand {
     let toolstack = try LoopbackToolstack(directory: loopback)
     var nodes = LoopbackBlockDevice(
       virtualDevice: device.number, name: device.name ?? String(device.number), frontend: loopbackFrontend)
-    nodes.parameters = "\(disk)"
+    nodes.parameters = image
     nodes.isReadOnly = readOnly
     // What an earlier backend left when it died is taken over; its frontend finds it closed and starts again.
     if try toolstack.store.read(nodes.backendPath + "/" + Key.state) == nil { try toolstack.attach(nodes) }
@@ -58,7 +58,7 @@ struct BackendCommand: ParsableCommand {
     try backend.add(
       directory: nodes.backendPath, storage: disk,
       configuration: storage.configuration(readOnly: readOnly, queues: maxQueues))
-    Console.line("\(device) for domain \(loopbackFrontend): \(disk), \(disk.byteCount) bytes")
+    Console.line("\(device) for domain \(loopbackFrontend): \(image), \(disk.byteCount) bytes")
     var wait = pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0)
     while signals.next() == nil { _ = poll(&wait, 1, -1) }
     backend.stop(waiting: 5000)

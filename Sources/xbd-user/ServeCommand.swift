@@ -83,7 +83,8 @@ struct ServeCommand: ParsableCommand {
     var name = device ?? ""
     if device == nil, let loopback {
       let made = try EmbeddedLoopback(
-        directory: directory.path + "/xen", storage: try storage.open(loopback, readOnly: readOnly),
+        directory: directory.path + "/xen", image: loopback,
+        storage: try storage.open(loopback, readOnly: readOnly),
         configuration: storage.configuration(readOnly: readOnly, queues: frontend.queues),
         pageLimit: gntallocLimit, logger: logger)
       embedded = made

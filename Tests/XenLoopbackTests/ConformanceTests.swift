@@ -15,12 +15,9 @@ import XenConformance
 /// The helper program that `swift build` puts beside the tests.
 enum Helper {
   static var path: String {
-    var buffer = [UInt8](repeating: 0, count: 4096)
-    let count = buffer.withUnsafeMutableBytes { raw in
-      readlink(
-        "/proc/self/exe", raw.assumingMemoryBound(to: CChar.self).baseAddress ?? .init(bitPattern: 1)!, 4095)
-    }
-    let own = String(decoding: buffer[..<max(0, count)], as: UTF8.self)
+    let resolved = realpath("/proc/self/exe", nil)
+    defer { free(resolved) }
+    let own = resolved.map { String(cString: $0) } ?? ""
     return own.split(separator: "/").dropLast().reduce("") { $0 + "/" + $1 } + "/xen-party"
   }
 

@@ -151,15 +151,14 @@ public final class FileStorage: Storage {
 
   private func transfer(_ request: inout StorageRequest) -> StorageOutcome {
     let writing = request.operation == .write
-    var vectors = request.vectors[...]
+    guard var vector = request.vectors.baseAddress else { return .done }
+    var vectorsLeft = request.vectors.count
     var offset = off_t(request.byteOffset)
     var left = Int(request.byteCount)
-    while left > 0 {
-      let batch = UnsafeMutableBufferPointer(rebasing: vectors.prefix(Self.vectorsPerCall))
+    while left > 0, vectorsLeft > 0 {
+      let batch = Int32(min(vectorsLeft, Self.vectorsPerCall))
       let count =
-        writing
-        ? pwritev(file.raw, batch.baseAddress, Int32(batch.count), offset)
-        : preadv(file.raw, batch.baseAddress, Int32(batch.count), offset)
+        writing ? pwritev(file.raw, vector, batch, offset) : preadv(file.raw, vector, batch, offset)
       if count < 0 {
         if errno == EINTR { continue }
         return .failed(errno)
@@ -169,14 +168,14 @@ public final class FileStorage: Storage {
       left -= count
       offset += off_t(count)
       var done = count
-      while done > 0, let first = vectors.first {
-        if done < first.iov_len {
-          vectors[vectors.startIndex].iov_base = first.iov_base.map { $0 + done }
-          vectors[vectors.startIndex].iov_len -= done
-          break
-        }
-        done -= first.iov_len
-        vectors = vectors.dropFirst()
+      while vectorsLeft > 0, done >= vector.pointee.iov_len {
+        done -= vector.pointee.iov_len
+        vector += 1
+        vectorsLeft -= 1
+      }
+      if done > 0 {
+        vector.pointee.iov_base = vector.pointee.iov_base.map { $0 + done }
+        vector.pointee.iov_len -= done
       }
     }
     return writing ? changed() : .done

@@ -52,10 +52,11 @@ public final class BlockDevice: Sendable {
       throw XbdError(error, during: "connecting to xenstore")
     }
     let location = try DeviceLocation(name, in: store)
+    let claim = try claim(location, of: system)
     let shared: DeviceShared
     let thread: DedicatedThread
     do throws(Errno) {
-      let made = try DeviceShared()
+      let made = try DeviceShared(claim: claim)
       shared = made
       thread = try DedicatedThread(name: "xbd-\(location.device.number)") {
         DeviceDriver(
@@ -74,6 +75,23 @@ public final class BlockDevice: Sendable {
       throw error
     case nil:
       throw XbdError(.system, "\(name): the control thread came to no outcome")
+    }
+  }
+
+  /// Makes sure that no other process of this machine drives the device.
+  private static func claim(
+    _ location: DeviceLocation, of system: any XenSystem
+  ) throws(XbdError) -> NameClaim? {
+    guard let identity = system.identity else { return nil }
+    do throws(Errno) {
+      return try NameClaim("\(identity) vbd \(location.device.number)")
+    } catch {
+      guard error == .addressInUse else {
+        throw XbdError(.system, "claiming \(location.device) among the processes of this machine: \(error)")
+      }
+      throw XbdError(
+        .inUse, "\(location.device) is driven by another process of this machine already; stop that one first"
+      )
     }
   }
 

@@ -36,11 +36,14 @@ final class DeviceShared: Sendable {
   }
 
   private let guarded = Mutex(State())
+  /// Given up when the device is closed.
+  private let claim: Mutex<NameClaim?>
   private let mailbox: EventCounter
   let outcome: Handoff<Result<Connected, XbdError>>
   private let end: Handoff<Bool>
 
-  init() throws(Errno) {
+  init(claim: consuming NameClaim? = nil) throws(Errno) {
+    self.claim = Mutex(claim)
     mailbox = try EventCounter()
     outcome = try Handoff()
     end = try Handoff()
@@ -93,6 +96,7 @@ final class DeviceShared: Sendable {
 
   func finished() {
     set(.closed)
+    claim.withLock { $0 = nil }
     outcome.put(.failure(XbdError(.backendGone, "the device was closed before it connected")))
     end.put(true)
   }

@@ -25,6 +25,9 @@ public struct LibXenSystem: XenSystem {
     xenStoreSocket.map { "libxen, xenstore at \($0)" } ?? "libxen"
   }
 
+  /// The machine's own Xen; all its processes are in one domain.
+  public var identity: String? { "libxen \(xenStoreSocket ?? "")" }
+
   /// Opens /dev/xen/gntalloc.
   public func openGrantSharing() throws(XenError) -> any GrantSharing { try LibXenGrantSharing() }
 

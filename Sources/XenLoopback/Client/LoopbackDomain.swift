@@ -2,6 +2,7 @@
 //
 // The loopback as one domain's process sees it: the four services of the seam.
 
+internal import Glibc
 internal import Platform
 public import Xen
 
@@ -34,6 +35,9 @@ public final class LoopbackDomain: XenSystem {
   /// "loopback" with directory and domain.
   public var description: String { "loopback \(directory), domain \(id)" }
 
+  /// The directory's absolute path and the domain.
+  public var identity: String? { "loopback \(absolutePath(directory)) \(id)" }
+
   /// The socket that this domain's xenstore clients connect to; what `XENSTORED_PATH` is set to.
   public var xenStoreSocket: String { LoopbackPaths.store(directory, id.rawValue) }
 
@@ -50,4 +54,11 @@ public final class LoopbackDomain: XenSystem {
 
   /// Connects to xenstore as this domain, through libxenstore.
   public func openXenStore() throws(XenError) -> any XenStore { try LibXenStore(socket: xenStoreSocket) }
+}
+
+/// A path without links; as it is given when it does not exist.
+private func absolutePath(_ path: String) -> String {
+  guard let resolved = realpath(path, nil) else { return path }
+  defer { free(resolved) }
+  return String(cString: resolved)
 }

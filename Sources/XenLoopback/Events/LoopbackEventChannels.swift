@@ -139,7 +139,7 @@ final class LoopbackEventChannels: EventChannels {
     }
     guard let peer = port.peer else { return }
     // First announced, then written: see HandleEntry.
-    memory.handle(peer.handleIndex).announced.pointee.add(1, ordering: .releasing)
+    memory.handle(peer.handleIndex).announced.pointee.wrappingAdd(1, ordering: .releasing)
     peer.descriptor.signal()
   }
 
@@ -236,7 +236,7 @@ final class LoopbackEventChannels: EventChannels {
   }
 
   private func signalSelf() {
-    entry.announced.pointee.add(1, ordering: .releasing)
+    entry.announced.pointee.wrappingAdd(1, ordering: .releasing)
     counter.signal()
   }
 

@@ -79,12 +79,24 @@ final class LoopbackGrantSharing: GrantSharing {
       if done { break }
       shared = seen
     }
-    connection.pagesShared.pointee.add(pages, ordering: .relaxed)
+    connection.pagesShared.pointee.wrappingAdd(pages, ordering: .relaxed)
   }
 
-  private func release(_ pages: UInt32) {
-    connection.memory.header.pagesShared.pointee.subtract(pages, ordering: .relaxed)
-    connection.pagesShared.pointee.subtract(pages, ordering: .relaxed)
+  private func release(_ pages: UInt32) { Self.release(pages, connection) }
+
+  /// Stops counting pages, unless the host has done so already because it ended the join.
+  private static func release(_ pages: UInt32, _ connection: LoopbackConnection) {
+    let mine = connection.pagesShared
+    var current = mine.pointee.load(ordering: .relaxed)
+    while current >= pages {
+      let (done, seen) = mine.pointee.weakCompareExchange(
+        expected: current, desired: current - pages, ordering: .relaxed)
+      if done {
+        connection.memory.header.pagesShared.pointee.wrappingSubtract(pages, ordering: .relaxed)
+        return
+      }
+      current = seen
+    }
   }
 
   private func claim(_ pages: UInt32) -> [UInt32] {
@@ -115,10 +127,7 @@ final class LoopbackGrantSharing: GrantSharing {
     }
     _ = munmap(address, references.count << Page.shift)
     memory.free(unused)
-    let pages = UInt32(references.count)
-    // A host that ended has taken everything back already and counts no more; so must not trap.
-    memory.header.pagesShared.pointee.wrappingSubtract(pages, ordering: .relaxed)
-    connection.pagesShared.pointee.wrappingSubtract(pages, ordering: .relaxed)
+    release(UInt32(references.count), connection)
     connection.send(numbers.port)
   }
 }

@@ -71,7 +71,7 @@ final class Maptrack: Sendable {
 
   /// A vCPU for a new handle, in turn.
   func assignVCPU() -> Int {
-    nextVCPU.add(1, ordering: .relaxed).oldValue % Self.vcpuCount
+    nextVCPU.wrappingAdd(1, ordering: .relaxed).oldValue % Self.vcpuCount
   }
 
   /// Takes a free handle, after waiting until the vCPU is free.

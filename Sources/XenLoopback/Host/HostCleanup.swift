@@ -60,7 +60,7 @@ extension HostMachine {
     }
     memory.free(free)
     let share = memory.pagesShared(byJoinAt: join.place)
-    memory.header.pagesShared.pointee.subtract(
+    memory.header.pagesShared.pointee.wrappingSubtract(
       share.pointee.exchange(0, ordering: .relaxed), ordering: .relaxed)
   }
 

@@ -208,7 +208,8 @@ final class HostMachine {
 
   /// Makes a handle's owner look at its ports.
   func kick(_ handle: HostHandle) {
-    domain(of: handle.join)?.memory.handle(handle.index).announced.pointee.add(1, ordering: .releasing)
+    domain(of: handle.join)?.memory.handle(handle.index).announced.pointee.wrappingAdd(
+      1, ordering: .releasing)
     var one: UInt64 = 1
     _ = Glibc.write(handle.descriptor.raw, &one, 8)
   }

@@ -22,7 +22,8 @@ final class EmbeddedLoopback {
 
   /// Starts host and backend; the device waits for its frontend.
   init(
-    directory: String, storage: any Storage, configuration: BackendConfiguration, pageLimit: Int,
+    directory: String, image: String, storage: any Storage, configuration: BackendConfiguration,
+    pageLimit: Int,
     logger: Logger
   ) throws {
     host = try LoopbackHost(directory: directory)
@@ -30,7 +31,7 @@ final class EmbeddedLoopback {
     try toolstack.createDomain(loopbackFrontend, pageLimit: pageLimit)
     var nodes = LoopbackBlockDevice(
       virtualDevice: Self.device.number, name: Self.device.name ?? "", frontend: loopbackFrontend)
-    nodes.parameters = "\(storage)"
+    nodes.parameters = image
     nodes.isReadOnly = configuration.readOnly
     try toolstack.attach(nodes)
     backend = try Backend(system: LoopbackDomain(joining: host.directory, domain: .dom0), logger: logger)

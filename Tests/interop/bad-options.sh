@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Options out of range, and a device without a Xen, end with a clear message and a status of their own.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+
+complains() {
+  local word=$1 status=0
+  shift
+  timeout 30 "$XBD_USER" "$@" >"$dir/out" 2>"$dir/said" </dev/null || status=$?
+  if [ $status = 0 ] || [ $status -ge 124 ]; then fail "'$*' ended with $status: $(cat "$dir/said")"; fi
+  contains "'$*'" "$(cat "$dir/said")" "$word"
+}
+complains "--sector-size" serve --loopback memory:1M --sector-size 1000
+complains "--ring-order" serve --loopback memory:1M --ring-order 9
+complains "--queues" serve --loopback memory:1M --queues 0
+complains "--indirect" serve --loopback memory:1M --indirect 5000
+complains "--copy" serve --loopback memory:1M --copy sideways
+complains "--loopback" serve
+complains "nonsense" serve --loopback memory:1M --nonsense
+complains "nonsense" nonsense
+[ -e /dev/xen ] || {
+  refused "--loopback" "$XBD_USER" serve xvdb
+  refused "--loopback" "$XBD_USER" serve 51728
+}
+complains "notadisk" serve notadisk --loopback "$dir"
+"$XBD_USER" --help >/dev/null
+"$XBD_USER" serve --help >/dev/null

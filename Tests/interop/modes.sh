@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# timeout: 600
+# Every combination of --copy, --grants, rings, segments and backends gives back every byte.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+requires nbdcopy fio
+
+random_file "$dir/in" $((16 << 20))
+try() {
+  serve memory:16M "$@"
+  nbdcopy --flush --connections=2 "$dir/in" "$uri"
+  nbdcopy --connections=2 "$uri" - | cmp - "$dir/in" || fail "with $*"
+  timeout 60 fio --name=verify --ioengine=nbd --uri="$uri" --rw=randwrite --bs=4k-64k --blockalign=512 --iodepth=16 \
+    --size=16M --io_size=8M --verify=crc32c --verify_fatal=1 --output="$dir/fio.log" >/dev/null 2>&1 ||
+    fail "fio with $*: $(tail -n 12 "$dir/fio.log")"
+  stop
+}
+for copy in bounce direct; do
+  for grants in persistent per-request; do
+    try --copy $copy --grants $grants
+    try --copy $copy --grants $grants --queues 2 --ring-order 0 --indirect 1
+  done
+done
+try --ring-order 4 --indirect 4096 --backend-segments 4096
+try --indirect 11
+try --backend-segments 0
+try --no-persistent
+try --no-backend-persistent
+try --max-persistent 7
+try --single-mapping
+try --grant-copy
+try --sector-size 4096
+try --no-flush --no-barrier --no-discard

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# --pid-file names the server while it serves, and is gone afterwards; so is the socket.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+
+serve memory:16M --pid-file "$dir/pid"
+expect "the file's process" "$(cat "$dir/pid")" "$server"
+stop
+[ ! -e "$dir/pid" ] || fail "the pid file was left behind"
+[ ! -e "$socket" ] || fail "the socket was left behind"

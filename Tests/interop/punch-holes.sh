@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# A trim gives the image's blocks back; an unmapping write of zeroes too, and one that may not unmap keeps them.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+requires python3-libnbd
+
+random_file "$dir/disk.img" $((32 << 20))
+sync "$dir/disk.img"
+probe=$dir/probe
+random_file "$probe" $((1 << 20))
+sync "$probe"
+fallocate -p -o 0 -l $((1 << 20)) "$probe" 2>/dev/null || {
+  echo "missing here: a filesystem that can punch holes under $dir"
+  exit 77
+}
+serve "$dir/disk.img"
+libnbd "$dir/disk.img" <<'PY'
+import os, sys
+import nbd
+from nbdtools import connect
+
+image = sys.argv[1]
+allocated = lambda: os.stat(image).st_blocks * 512
+h = connect()
+before = allocated()
+h.trim(8 << 20, 8 << 20)
+h.flush()
+trimmed = allocated()
+assert before - trimmed >= 7 << 20, f"a trim of 8 MiB freed {before - trimmed} bytes"
+h.zero(8 << 20, 16 << 20)
+h.flush()
+assert h.pread(8 << 20, 16 << 20) == bytes(8 << 20)
+h.zero(4 << 20, 0, nbd.CMD_FLAG_NO_HOLE)
+h.flush()
+assert h.pread(4 << 20, 0) == bytes(4 << 20)
+# The neighbours are untouched: still as random as they were.
+assert any(h.pread(4096, 24 << 20))
+assert any(h.pread(4096, (8 << 20) - 4096))
+h.shutdown()
+PY
+stop

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# --run starts a command with $uri set, and its status is the server's.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+requires nbdinfo
+
+# The command's own variables are for the shell that the server starts.
+# shellcheck disable=SC2016
+timeout 60 "$XBD_USER" serve --loopback memory:32M "${serve_args[@]}" \
+  --run 'nbdinfo --size "$uri" && [ -S "$unixsocket" ]' >"$dir/out"
+expect "what the command printed" "$(cat "$dir/out")" $((32 << 20))
+status=0
+timeout 60 "$XBD_USER" serve --loopback memory:32M "${serve_args[@]}" --run 'exit 3' || status=$?
+expect "the command's status" $status 3

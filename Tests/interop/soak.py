@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clients of every kind on one disk. Each owns a stretch of it and keeps a model of every byte there.
+
+usage: soak.py SECONDS IMAGE, with URI in the environment. XBD_SOAK_SEED repeats a run's choices.
+"""
+
+import os
+import random
+import sys
+import threading
+import time
+
+import nbd
+from nbdtools import connect
+
+SECONDS = float(sys.argv[1])
+SEED = int(os.environ.get("XBD_SOAK_SEED", random.randrange(1 << 32)))
+WORKERS = 6
+failures = []
+operations = [0] * WORKERS
+models = [None] * WORKERS
+
+
+class Worker:
+    """One connection, replaced now and then, with up to `depth` requests in flight."""
+
+    def __init__(self, number, base, size):
+        self.number, self.base, self.size = number, base, size
+        self.random = random.Random(SEED + number)
+        self.depth = [1, 2, 8, 16, 32, 32][number]
+        self.unit = [1, 1, 512, 512, 4096, 4096][number]
+        self.model = bytearray(size)
+        self.pending = {}
+        models[number] = self.model
+        self.handle = connect(strict=False)
+
+    def free_range(self):
+        """A stretch that no request in flight touches, so that the model knows what is in it."""
+        for _ in range(20):
+            largest = self.random.choice([1, 16, 256, 2048]) * max(self.unit, 64)
+            length = max(1, self.random.randrange(largest) // self.unit) * self.unit
+            length = min(length, self.size)
+            offset = self.random.randrange((self.size - length) // self.unit + 1) * self.unit
+            if all(offset + length <= o or o + n <= offset for o, n, _ in self.pending.values()):
+                return offset, length
+        return None
+
+    def submit(self):
+        place = self.free_range()
+        if place is None:
+            return False
+        offset, length = place
+        at = self.base + offset
+        kind = self.random.choice("wwwwrrrrzzf")
+        check = None
+        if kind == "w":
+            data = self.random.randbytes(length)
+            flags = nbd.CMD_FLAG_FUA if self.random.randrange(50) == 0 else 0
+            cookie = self.handle.aio_pwrite(data, at, flags=flags)
+            self.model[offset:offset + length] = data
+        elif kind == "z":
+            flags = self.random.choice([0, nbd.CMD_FLAG_NO_HOLE])
+            cookie = self.handle.aio_zero(length, at, flags=flags)
+            self.model[offset:offset + length] = bytes(length)
+        elif kind == "f":
+            offset = length = 0
+            cookie = self.handle.aio_flush()
+        else:
+            buffer = nbd.Buffer(length)
+            cookie = self.handle.aio_pread(buffer, at)
+            expected = bytes(self.model[offset:offset + length])
+
+            def check():
+                got = bytes(buffer.to_bytearray())
+                if got != expected:
+                    wrong = next(i for i in range(length) if got[i] != expected[i])
+                    raise AssertionError(f"worker {self.number}: byte {at + wrong} of a read at {at}+{length}")
+
+        self.pending[cookie] = (offset, length, check)
+        return True
+
+    def collect(self):
+        self.handle.poll(1000)
+        for cookie in list(self.pending):
+            # Raises when the server answered with an error.
+            if self.handle.aio_command_completed(cookie):
+                _, _, check = self.pending.pop(cookie)
+                operations[self.number] += 1
+                if check:
+                    check()
+
+    def reconnect(self):
+        while self.pending:
+            self.collect()
+        if self.random.randrange(2):
+            self.handle.shutdown()
+        self.handle = connect(strict=False)
+
+    def run(self, deadline):
+        self.handle.zero(self.size, self.base)
+        while time.monotonic() < deadline and not failures:
+            for _ in range(self.random.randrange(1, self.depth + 1)):
+                if len(self.pending) >= self.depth or not self.submit():
+                    break
+            self.collect()
+            if self.random.randrange(500) == 0:
+                self.reconnect()
+        while self.pending:
+            self.collect()
+        for start in range(0, self.size, 1 << 20):
+            count = min(1 << 20, self.size - start)
+            assert self.handle.pread(count, self.base + start) == self.model[start:start + count], (
+                f"worker {self.number}: the stretch at {self.base + start} at the end")
+        self.handle.flush()
+        self.handle.shutdown()
+
+
+def main():
+    print(f"soak: {SECONDS:g} s, {WORKERS} clients, XBD_SOAK_SEED={SEED}", flush=True)
+    disk = connect().get_size()
+    borders = [disk // WORKERS // 4096 * 4096 * number for number in range(WORKERS + 1)]
+    # The two that write single bytes meet inside a sector.
+    borders[1] -= 77
+    stretches = [(borders[n], borders[n + 1] - borders[n]) for n in range(WORKERS)]
+    deadline = time.monotonic() + SECONDS
+    threads = []
+    for number in range(WORKERS):
+
+        def body(number=number):
+            try:
+                Worker(number, *stretches[number]).run(deadline)
+            except BaseException as error:  # noqa: B036 - reported by the main thread
+                failures.append(f"{type(error).__name__}: {error}")
+
+        threads.append(threading.Thread(target=body))
+        threads[-1].start()
+    for thread in threads:
+        thread.join(SECONDS + 300)
+        if thread.is_alive():
+            failures.append("a client hangs: a request was never answered")
+            break
+    print(f"soak: {sum(operations)} requests, {operations}", flush=True)
+    if failures:
+        print(f"soak: XBD_SOAK_SEED={SEED}", *failures, sep="\n", flush=True)
+        os._exit(1)
+    # Behind the server's back: the image holds what the models say.
+    with open(sys.argv[2], "rb") as image:
+        for number, model in enumerate(models):
+            image.seek(stretches[number][0])
+            if image.read(stretches[number][1]) != model:
+                print(f"soak: the image differs from what client {number} wrote and flushed, XBD_SOAK_SEED={SEED}")
+                os._exit(1)
+
+
+main()

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# `nbdinfo [ SERVER ]` and `nbdcopy [ SERVER ]` start the server by socket activation.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+requires nbdinfo nbdcopy
+
+expect "size" "$(timeout 60 nbdinfo --size -- [ "$XBD_USER" serve --loopback memory:64M "${serve_args[@]}" ])" $((64 << 20))
+random_file "$dir/in" $((8 << 20))
+cp "$dir/in" "$dir/disk.img"
+timeout 60 nbdcopy -- [ "$XBD_USER" serve --loopback "$dir/disk.img" "${serve_args[@]}" ] "$dir/out"
+cmp "$dir/in" "$dir/out"

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# timeout: 300
+# Host, backend and frontend as three processes are the same system as the one process, and each may die.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+requires nbdcopy nbdinfo
+
+random_file "$dir/in" $((16 << 20))
+xen=$dir/xen
+
+host() {
+  start host "$XBD_USER" loopback "$xen" --gntalloc-limit 4096
+  host=$pid
+  eventually test -S "$xen/dom0/xenstored.sock"
+  eventually test -s "$dir/host.out"
+}
+backend() {
+  : >"$dir/backend.out"
+  start backend "$XBD_USER" backend "$dir/disk.img" --loopback "$xen" --size 16M
+  backend=$pid
+  eventually test -s "$dir/backend.out"
+}
+frontend() {
+  : >"$dir/front.out"
+  start front "$XBD_USER" serve xvda --loopback "$xen" --socket "$dir/s" "${serve_args[@]}"
+  server=$pid
+  await_uri front
+}
+end() {
+  kill -TERM "$1"
+  reap "$1"
+  expect "$2's status" "$status" 0
+}
+
+host
+backend
+frontend
+nbdcopy --flush "$dir/in" "$uri"
+nbdcopy "$uri" - | cmp - "$dir/in"
+contains "list" "$("$XBD_USER" list --loopback "$xen")" xvda
+contains "probe" "$("$XBD_USER" probe xvda --loopback "$xen")" sectors
+
+# The frontend dies: a second one takes its place, and the disk is as it was.
+kill_hard "$server"
+frontend
+nbdcopy "$uri" - | cmp - "$dir/in"
+
+# The backend dies: the frontend does not hang for ever; clients get errors or are served again by the next one.
+kill_hard "$backend"
+timeout 60 nbdinfo --size "$uri" >/dev/null 2>&1 || true
+kill -TERM "$server" 2>/dev/null || true
+reap "$server"
+cmp "$dir/in" "$dir/disk.img"
+backend
+frontend
+nbdcopy "$uri" - | cmp - "$dir/in"
+
+# The host dies: the others end or can be ended, and a new system starts from the image.
+kill_hard "$host"
+kill -TERM "$server" 2>/dev/null || true
+reap "$server"
+kill -TERM "$backend" 2>/dev/null || true
+reap "$backend"
+cmp "$dir/in" "$dir/disk.img"
+host
+backend
+frontend
+nbdcopy "$uri" - | cmp - "$dir/in"
+
+# And an orderly end, in the order that a toolstack would choose.
+end "$server" frontend
+end "$backend" backend
+end "$host" host
+cmp "$dir/in" "$dir/disk.img"
