@@ -89,7 +89,7 @@ let package = Package(
       ],
       path: "Tests/XenConformance", swiftSettings: strict),
     .executableTarget(
-      name: "xen-party", dependencies: ["XenConformance", "XenLoopback", "Xen"], path: "Tests/XenParty",
+      name: "xen-party", dependencies: ["XenConformance", "XenLoopback", "Xen", "Platform"], path: "Tests/XenParty",
       swiftSettings: strict),
     .testTarget(
       name: "XenTests", dependencies: ["Xen", "Platform"], swiftSettings: strict),

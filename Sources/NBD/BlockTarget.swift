@@ -18,7 +18,11 @@ public protocol BlockTarget: AnyObject {
   /// What the device is at this moment.
   var geometry: TargetGeometry { get }
 
-  /// Takes on a request. The range has been checked against `geometry.byteCount`; it need not be aligned.
+  /// Takes on a request.
+  ///
+  /// The range has been checked against `geometry.byteCount`; it need not be aligned. While no operation is
+  /// outstanding a target takes any read or write of up to `Export.maximumPayload` bytes: one that it refuses even
+  /// then is answered with ENOMEM, since waiting would never end.
   ///
   /// - Parameters:
   ///   - request: what to do.
@@ -44,6 +48,9 @@ public protocol BlockTarget: AnyObject {
   func cancel(_ operation: TargetOperation)
 
   /// Gives back the memory of a completed operation.
+  ///
+  /// May be called from within `onCompletion`: writes and failed operations are given back at once, reads when
+  /// they have been sent.
   func release(_ operation: TargetOperation)
 
   /// Called for each operation that ended, from within `poll` (or `submit`). Set once by the worker.
@@ -73,7 +80,9 @@ public struct TargetGeometry: Equatable, Sendable {
   public var preferredSize: UInt32
   /// Writes are refused.
   public var isReadOnly: Bool
-  /// `flush` makes earlier writes durable. Without it the service offers neither FLUSH nor FUA.
+  /// `flush` makes earlier writes durable.
+  ///
+  /// Without it the service offers neither FLUSH nor FUA.
   public var canFlush: Bool
   /// `trim` does something.
   public var canTrim: Bool

@@ -12,7 +12,9 @@ internal import Synchronization
 
 /// The bytes of a disk and what tests want to know and to change; shared by targets and by the test's thread.
 public final class MemoryDisk: @unchecked Sendable {
-  /// The disk's bytes. Tests look at ranges that no request touches at that moment.
+  /// The disk's bytes.
+  ///
+  /// Tests look at ranges that no request touches at that moment.
   public let bytes: UnsafeMutableRawBufferPointer
   /// Targets complete nothing while this is set.
   private let holding = Atomic(false)
@@ -100,7 +102,9 @@ public final class MemoryTarget: BlockTarget {
     var isRunning = false
   }
 
+  /// The disk's, or what the test wants it to be.
   public var geometry: TargetGeometry
+  /// See `BlockTarget`.
   public var onCompletion: (UInt64, TargetOperation, TargetStatus) -> Void = { _, _, _ in }
   private let disk: MemoryDisk
   private let order: Order
@@ -160,8 +164,10 @@ public final class MemoryTarget: BlockTarget {
     queue.deallocate()
   }
 
+  /// Readable after `MemoryDisk.letGo`.
   public var descriptors: [Int32] { [counter.fileDescriptor] }
 
+  /// Takes pages out of the pool.
   public func begin(_ request: TargetRequest, tag: UInt64) -> TargetOperation? {
     let carriesData = request.command == .read || request.command == .write
     let pages = carriesData ? (Int(request.byteCount) + 4095) / 4096 : 0
@@ -178,6 +184,7 @@ public final class MemoryTarget: BlockTarget {
     return TargetOperation(rawValue: UInt64(index))
   }
 
+  /// Lists the operation's pages.
   public func vectors(
     of operation: TargetOperation, from byteOffset: Int, into vectors: UnsafeMutableBufferPointer<iovec>
   ) -> Int {
@@ -196,6 +203,7 @@ public final class MemoryTarget: BlockTarget {
     return count
   }
 
+  /// Queues the operation for the next poll.
   public func submit(_ operation: TargetOperation) {
     disk.submitted.add(1, ordering: .relaxed)
     operations[Int(operation.rawValue)].isRunning = true
@@ -203,12 +211,14 @@ public final class MemoryTarget: BlockTarget {
     queued += 1
   }
 
+  /// Gives the pages back; traps if the operation was submitted.
   public func cancel(_ operation: TargetOperation) {
     precondition(!operations[Int(operation.rawValue)].isRunning, "cancelled after it was submitted")
     disk.cancelled.add(1, ordering: .relaxed)
     giveBack(Int(operation.rawValue))
   }
 
+  /// Gives the pages back; traps unless the operation has completed.
   public func release(_ operation: TargetOperation) {
     precondition(!operations[Int(operation.rawValue)].isRunning, "released before it completed")
     giveBack(Int(operation.rawValue))
@@ -227,6 +237,7 @@ public final class MemoryTarget: BlockTarget {
     disk.outstanding.subtract(1, ordering: .relaxed)
   }
 
+  /// Performs everything submitted, unless the disk is held.
   public func poll() -> Bool {
     guard queued > 0, !disk.isHolding else { return false }
     let count = queued
@@ -237,6 +248,7 @@ public final class MemoryTarget: BlockTarget {
     return true
   }
 
+  /// True when there is nothing that `poll` could do.
   public func armWakeup() -> Bool {
     counter.drain()
     return queued == 0 || disk.isHolding

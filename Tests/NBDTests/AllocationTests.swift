@@ -8,7 +8,9 @@ import Testing
 
 @testable import NBD
 
-/// The path of a request must not allocate. Optimised or not: what an optimiser removes is not counted on.
+/// The path of a request must not allocate.
+///
+/// Optimised or not: what an optimiser removes is not counted on.
 @Suite struct AllocationTests {
   /// Learns the id of the thread that the worker runs on: the first call of a target comes from it.
   final class ThreadProbe: BlockTarget {

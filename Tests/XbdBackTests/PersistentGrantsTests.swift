@@ -17,7 +17,7 @@ import Xen
   @Test func theMapAgreesWithADictionaryUnderRandomUse() {
     var generator = SplitMix(seed: 42)
     for limit in [1, 2, 7, 100] {
-      var grants = PersistentGrants(limit: limit)
+      let grants = PersistentGrants(limit: limit)
       var model: [UInt32: UInt32] = [:]
       for _ in 0..<20_000 {
         // References that fall on few homes, so that chains form and are broken up.
@@ -44,7 +44,7 @@ import Xen
   }
 
   @Test func aPurgeTakesTheLeastRecentlyUsedAndNoneInUse() {
-    var grants = PersistentGrants(limit: 100)
+    let grants = PersistentGrants(limit: 100)
     for reference in 0..<100 as Range<UInt32> {
       grants.release(grants.insert(reference, address(reference), second: 10))
     }

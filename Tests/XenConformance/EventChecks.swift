@@ -27,7 +27,8 @@ private struct Channel {
 }
 
 extension ConformanceCheck {
-  static let events: [ConformanceCheck] = [
+  /// The checks of event channels.
+  public static let events: [ConformanceCheck] = [
     ConformanceCheck("binding sets the binder's port pending, and only the binder's") { cast in
       let (front, back) = (try cast.frontend.openEvents(), try cast.backend.openEvents())
       let port = try cast.frontend.bindUnbound(front, cast.backend.domain)

@@ -5,7 +5,8 @@
 import Xen
 
 extension ConformanceCheck {
-  static let grants: [ConformanceCheck] = [
+  /// The checks of grants.
+  public static let grants: [ConformanceCheck] = [
     ConformanceCheck("the pages of one share call are zero, also after others used them") { cast in
       for _ in 0..<3 {
         let shared = try cast.frontend.share(4, with: cast.backend.domain)

@@ -125,11 +125,7 @@ func hexadecimal(_ bytes: [UInt8]) -> String {
 
 func bytes(_ text: String) -> [UInt8] {
   guard text != "." else { return [] }
-  var result: [UInt8] = []
-  var digits = Substring(text)
-  while digits.count >= 2 {
-    result.append(UInt8(digits.prefix(2), radix: 16) ?? 0)
-    digits = digits.dropFirst(2)
-  }
-  return result
+  func digit(_ byte: UInt8) -> UInt8 { byte >= 97 ? byte - 87 : byte &- 48 }
+  let digits = Array(text.utf8)
+  return (0..<digits.count / 2).map { digit(digits[2 * $0]) << 4 | digit(digits[2 * $0 + 1]) }
 }

@@ -5,7 +5,8 @@
 import Xen
 
 extension ConformanceCheck {
-  static let store: [ConformanceCheck] = [
+  /// The checks of xenstore.
+  public static let store: [ConformanceCheck] = [
     ConformanceCheck("relative paths begin at the connection's own domain") { cast in
       let store = try cast.frontend.openStore()
       let home = "/local/domain/\(cast.frontend.domain)"

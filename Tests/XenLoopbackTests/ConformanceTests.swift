@@ -29,42 +29,41 @@ enum Helper {
 /// A node of domain 1 where domain 0, as the control domain, may write as well.
 private let scratch = "/local/domain/1/data/conformance"
 
-@Suite struct ConformanceTests {
-  @Test(arguments: ConformanceCheck.all)
-  func inOneProcess(_ check: ConformanceCheck) throws {
-    let machine = try Machine()
-    func party(_ domain: UInt16) throws -> LocalParty {
-      LocalParty(try machine.join(domain), domain: DomainID(domain))
+/// Who plays in which process.
+enum Casting: CaseIterable, Sendable {
+  /// Everybody in this one.
+  case oneProcess
+  /// The backend and the stranger in a process each.
+  case remoteBackend
+  /// The frontend in another process.
+  case remoteFrontend
+  /// Everybody in this process, mappings from the single locked maptrack list.
+  case singleMaptrackList
+
+  func cast(_ machine: Machine) throws -> ConformanceCast {
+    func local(_ domain: UInt16) throws -> any ConformanceParty {
+      LocalParty(
+        try machine.join(domain, self == .singleMaptrackList ? .singleLockedList : .perVCPU),
+        domain: DomainID(domain))
     }
-    try check(
-      ConformanceCast(
-        frontend: party(1), backend: party(0), stranger: party(2), scratchPath: scratch))
+    func remote(_ domain: UInt16) throws -> any ConformanceParty { try Helper.party(machine, domain) }
+    return ConformanceCast(
+      frontend: try self == .remoteFrontend ? remote(1) : local(1),
+      backend: try self == .remoteBackend ? remote(0) : local(0),
+      stranger: try self == .remoteBackend ? remote(2) : local(2), scratchPath: scratch)
+  }
+}
+
+@Suite struct ConformanceTests {
+  @Test(arguments: Casting.allCases, ConformanceCheck.grants + ConformanceCheck.events)
+  func grantsAndEventChannels(_ casting: Casting, _ check: ConformanceCheck) throws {
+    let machine = try Machine()
+    try check(casting.cast(machine))
   }
 
-  @Test(arguments: ConformanceCheck.all)
-  func acrossProcesses(_ check: ConformanceCheck) throws {
+  @Test(arguments: [Casting.oneProcess, .remoteBackend, .remoteFrontend], ConformanceCheck.store)
+  func xenstore(_ casting: Casting, _ check: ConformanceCheck) throws {
     let machine = try Machine()
-    try check(
-      ConformanceCast(
-        frontend: LocalParty(try machine.join(1), domain: DomainID(1)),
-        backend: try Helper.party(machine, 0), stranger: try Helper.party(machine, 2), scratchPath: scratch))
-  }
-
-  @Test(arguments: ConformanceCheck.all)
-  func withTheFrontendInAnotherProcess(_ check: ConformanceCheck) throws {
-    let machine = try Machine()
-    try check(
-      ConformanceCast(
-        frontend: try Helper.party(machine, 1),
-        backend: LocalParty(try machine.join(0), domain: .dom0), scratchPath: scratch))
-  }
-
-  @Test(arguments: ConformanceCheck.all)
-  func withTheSingleMaptrackList(_ check: ConformanceCheck) throws {
-    let machine = try Machine()
-    try check(
-      ConformanceCast(
-        frontend: LocalParty(try machine.join(1), domain: DomainID(1)),
-        backend: LocalParty(try machine.join(0, .singleLockedList), domain: .dom0), scratchPath: scratch))
+    try check(casting.cast(machine))
   }
 }

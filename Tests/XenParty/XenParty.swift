@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The other process of a cross-process check: `xen-party host DIRECTORY` is a loopback host until its input ends,
-// `xen-party DIRECTORY DOMAIN` a party of a loopback domain, `xen-party libxen DOMAIN` one of the machine's own Xen.
+// `xen-party DIRECTORY DOMAIN` a party of a loopback domain, `xen-party libxen DOMAIN` one of the machine's own Xen,
+// and `xen-party costs DIRECTORY` a measurement.
 
 import Xen
 import XenConformance
@@ -20,6 +21,7 @@ import XenLoopback
       host.stop()
       return
     }
+    if arguments[1] == "costs" { return try printCosts(arguments[2]) }
     let domain = DomainID(UInt16(arguments[2]) ?? 0)
     if arguments[1] == "libxen" {
       serveParty(LocalParty(LibXenSystem(), domain: domain))

@@ -17,7 +17,7 @@ public struct ListeningError: Error, Sendable, Equatable, CustomStringConvertibl
   }
 }
 
-/// A listening stream socket. Closed, and its path removed, when the last reference goes.
+/// A listening stream socket, closed and its path removed when the last reference goes.
 public final class ListeningSocket: Sendable {
   /// What the socket is bound to.
   public enum Address: Sendable, Equatable {

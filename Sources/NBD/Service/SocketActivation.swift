@@ -12,6 +12,7 @@ public enum SocketActivationError: Error, Equatable, Sendable, CustomStringConve
   /// A descriptor that should be a socket is not open, or is something else.
   case notASocket(Int32)
 
+  /// A sentence: what is wrong, and what to do.
   public var description: String {
     switch self {
     case .malformedCount(let value):

@@ -11,7 +11,9 @@ public import SystemPackage
 public struct WorkerOutcome: Sendable, Equatable {
   /// How the flush ended that closes a writable device; nil when there was none to make, or it got no answer.
   public var finalFlush: TargetStatus?
-  /// A flush was due. Together with a `finalFlush` of nil: the device did not answer in time.
+  /// A flush was due.
+  ///
+  /// Together with a `finalFlush` of nil: the device did not answer in time.
   public var flushWasDue: Bool
   /// Operations that the target still had when the worker gave up waiting.
   public var abandonedOperations: Int

@@ -8,9 +8,11 @@ internal import Platform
 internal import SystemPackage
 
 extension WorkerLoop {
-  /// EPOLLET: an event says that something changed. So a connection that is not being read costs no call, and
-  /// reading one costs no change of what is watched.
-  private static let edge = Readiness(rawValue: 1 << 31)
+  /// What a connection is watched for, edge-triggered (EPOLLET): an event says that something changed.
+  ///
+  /// So a connection that is not being read costs no call, and reading one costs no change of what is watched.
+  private static let inputInterest: Readiness = [.readable, .peerClosed, Readiness(rawValue: 1 << 31)]
+  private static let allInterest: Readiness = inputInterest.union(.writable)
   /// In place of a connection: the flush that ends the thread.
   static let finalFlush: Int32 = -2
 
@@ -44,7 +46,7 @@ extension WorkerLoop {
     state.pointee.handshakes += 1
     do throws(Errno) {
       try setNonBlocking(descriptor)
-      try events.add(descriptor, [.readable, .peerClosed, Self.edge], token: token(free))
+      try events.add(descriptor, Self.inputInterest, token: token(free))
     } catch {
       close(free)
       return
@@ -63,8 +65,7 @@ extension WorkerLoop {
     let connection = connections + Int(index)
     guard connection.pointee.watchesWritable != watches else { return }
     connection.pointee.watchesWritable = watches
-    var interest: Readiness = [.readable, .peerClosed, Self.edge]
-    if watches { interest.insert(.writable) }
+    let interest = watches ? Self.allInterest : Self.inputInterest
     do throws(Errno) {
       try events.modify(connection.pointee.descriptor, interest, token: token(index))
     } catch {
@@ -116,7 +117,9 @@ extension WorkerLoop {
     }
   }
 
-  /// Ends a connection at once. What the target still has of it is released when it comes back.
+  /// Ends a connection at once.
+  ///
+  /// What the target still has of it is released when it comes back.
   func close(_ index: Int32) {
     let connection = connections + Int(index)
     guard connection.pointee.descriptor >= 0 else { return }

@@ -152,8 +152,9 @@ extension WorkerLoop {
     }
   }
 
-  /// Closes a connection whose input has ended once its requests are answered. A payload that will never be
-  /// complete is given up: the write changes nothing.
+  /// Closes a connection whose input has ended once its requests are answered.
+  ///
+  /// A payload that will never be complete is given up: the write changes nothing.
   func closeIfDone(_ index: Int32) {
     let connection = connections + Int(index)
     guard connection.pointee.descriptor >= 0, connection.pointee.inputEnded else { return }

@@ -238,7 +238,9 @@ extension WorkerLoop {
     watchWritable(index, true)
   }
 
-  /// Waits for room, or takes note that nobody listens any more. Requests that came before are still done.
+  /// Waits for room, or takes note that nobody listens any more.
+  ///
+  /// Requests that came before are still done.
   private func sendFailed(_ index: Int32) -> Bool {
     let connection = connections + Int(index)
     let code = errno

@@ -233,7 +233,7 @@ extension WorkerLoop {
     return nil
   }
 
-  /// How much one extent of block status covers. All of the device is data.
+  /// How much one extent of block status covers: all of the device is data.
   private func extent(_ header: RequestHeader, isOne: Bool, _ style: ReplyStyle) -> UInt64 {
     let rest = isOne ? header.length : state.pointee.geometry.byteCount &- header.byteOffset
     if style == .extended { return rest }

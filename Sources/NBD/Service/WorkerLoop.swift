@@ -39,7 +39,9 @@ struct LoopState {
   var hotConnection: Int32 = -1
 }
 
-/// The loop of one worker. Everything here runs on its thread.
+/// The loop of one worker.
+///
+/// Everything here runs on its thread.
 final class WorkerLoop {
   let target: any BlockTarget
   let export: Export
@@ -71,6 +73,10 @@ final class WorkerLoop {
   /// Handshake replies waiting to be sent beyond which no further options are looked at.
   static let handshakeLimit = 64 << 10
 
+  /// What an event says when the other side has closed, in whole or in half.
+  private static let closing: Readiness = [.peerClosed, .hangup, .error]
+  /// What an event says when a receive would not wait.
+  private static let receivable: Readiness = [.readable, .peerClosed, .hangup, .error]
   private static let wakeToken = UInt64.max
   private static let targetToken = UInt64.max - 1
 
@@ -114,7 +120,9 @@ final class WorkerLoop {
     headers.deallocate()
   }
 
-  /// Watches the wake-up and the target. Before `run`, on any thread.
+  /// Watches the wake-up and the target.
+  ///
+  /// Before `run`, on any thread.
   static func prepare(_ events: borrowing EventLoop, _ mailbox: WorkerMailbox, _ descriptors: [Int32])
     throws(Errno)
   {
@@ -178,12 +186,12 @@ final class WorkerLoop {
       guard connection.pointee.descriptor >= 0,
         connection.pointee.generation == UInt32(truncatingIfNeeded: event.token >> 32)
       else { continue }
-      if !event.readiness.isDisjoint(with: [.peerClosed, .hangup, .error]) {
+      if !event.readiness.isDisjoint(with: Self.closing) {
         connection.pointee.peerClosed = true
         connection.pointee.isSendBlocked = false
         if hasOutput(connection) { enqueueFlush(index) }
       }
-      if !event.readiness.isDisjoint(with: [.readable, .peerClosed, .hangup, .error]) {
+      if !event.readiness.isDisjoint(with: Self.receivable) {
         connection.pointee.isReadable = true
         enqueue(index)
       }
@@ -199,6 +207,9 @@ final class WorkerLoop {
   private func idle() {
     if state.pointee.spin.shouldSpin() && !state.pointee.isStopping {
       if spin() { return }
+    }
+    if state.pointee.spin.shouldGather() && !state.pointee.isStopping {
+      if gather() { return }
     }
     guard target.armWakeup() else { return }
     counters.add(.sleeps)
@@ -243,6 +254,28 @@ final class WorkerLoop {
     } else {
       state.pointee.spin.miss()
     }
+    return found
+  }
+
+  /// Lets requests that are on their way pile up, then looks once.
+  ///
+  /// - Returns: whether some came.
+  private func gather() -> Bool {
+    counters.add(.gathers)
+    let start = MonotonicClock.nanoseconds()
+    var now = start
+    while now &- start < SpinPolicy.gatherNanoseconds {
+      cxen_spin_hint()
+      now = MonotonicClock.nanoseconds()
+    }
+    state.pointee.now = now
+    counters.add(.spinNanoseconds, now &- start)
+    let hot = state.pointee.hotConnection
+    var found = hot >= 0 && lookAtHot(hot)
+    lookForEvents(milliseconds: 0)
+    if target.poll() { found = true }
+    found = found || runQueue.count > 0 || flushQueue.count > 0
+    state.pointee.spin.gathered(found)
     return found
   }
 

@@ -15,7 +15,7 @@ enum WorkerMessage: Sendable {
   case stop(deadline: UInt64)
 }
 
-/// The messages to one worker. Only control messages pass here, never a request.
+/// The messages to one worker: control only, never a request.
 final class WorkerMailbox: Sendable {
   private struct Contents {
     var messages: [WorkerMessage] = []

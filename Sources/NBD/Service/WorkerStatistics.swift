@@ -42,7 +42,9 @@ public struct WorkerStatistics: Sendable, Equatable {
     case spins
     /// Of those, times that something came.
     case spinHits
-    /// Nanoseconds spent spinning.
+    /// Times the thread let requests pile up for a moment instead of sleeping.
+    case gathers
+    /// Nanoseconds spent spinning and gathering.
     case spinNanoseconds
   }
 

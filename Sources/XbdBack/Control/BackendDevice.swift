@@ -226,8 +226,9 @@ public final class BackendDevice: @unchecked Sendable {
         }
       }
       machine.connected()
-      try write(nodes.withConnected)
+      // An earlier complaint is over before the frontend hears that it is connected.
       try? backend.store.remove(errorNode)
+      try write(nodes.withConnected)
       logger.info(
         "connected: \(offered.rings.count) queue(s) of \(offered.rings[0].references.count) page(s), \(offered.abi.rawValue)\(parameters.persistent ? ", persistent grants" : "")"
       )

@@ -12,7 +12,9 @@
 internal import Xen
 
 /// A bounded map from grant references of one domain to mapped pages, owned by a queue's thread.
-struct PersistentGrants: ~Copyable {
+///
+/// A class only because Swift 6.3's ThreadSanitizer build crashes on it as a ~Copyable structure.
+final class PersistentGrants {
   /// One page that is kept mapped.
   struct Entry {
     var address: UnsafeMutableRawPointer
@@ -24,18 +26,13 @@ struct PersistentGrants: ~Copyable {
     /// When that was, in seconds of a coarse clock.
     var lastSecond: UInt32
   }
-  private struct IndexSlot {
-    var reference: UInt32
-    /// The entry plus one; 0 marks an empty slot.
-    var entry: UInt32
-  }
-
   let limit: Int
   private(set) var count = 0
   /// A reference could not be kept since the last purge.
   var overflowed = false
   private var clock: UInt64 = 0
-  private let index: UnsafeMutablePointer<IndexSlot>
+  /// A reference in the low half, its entry plus one in the high half; 0 marks an empty slot.
+  private let index: UnsafeMutablePointer<UInt64>
   private let mask: UInt32
   private let shift: UInt32
   let entries: UnsafeMutablePointer<Entry>
@@ -50,7 +47,7 @@ struct PersistentGrants: ~Copyable {
     mask = 1 << bits - 1
     shift = 32 - bits
     index = .allocate(capacity: 1 << Int(bits))
-    index.initialize(repeating: IndexSlot(reference: 0, entry: 0), count: 1 << Int(bits))
+    index.initialize(repeating: 0, count: 1 << Int(bits))
     entries = .allocate(capacity: max(1, limit))
     free = .allocate(capacity: max(1, limit))
     for position in 0..<limit { free[position] = UInt32(limit - 1 - position) }
@@ -66,17 +63,21 @@ struct PersistentGrants: ~Copyable {
   @inline(__always)
   private func home(_ reference: UInt32) -> UInt32 { (reference &* 0x9E37_79B1) >> shift }
 
+  /// The entry of a slot that is not empty.
+  @inline(__always)
+  private static func entry(_ slot: UInt64) -> UInt32 { UInt32(truncatingIfNeeded: slot >> 32) &- 1 }
+
   /// Finds a page and counts a user of it.
   ///
   /// - Returns: the entry, to be given back with `release`; nil when the reference is not kept.
   @inline(__always)
-  mutating func acquire(_ reference: UInt32, second: UInt32) -> UInt32? {
+  func acquire(_ reference: UInt32, second: UInt32) -> UInt32? {
     var position = home(reference)
     while true {
       let slot = index[Int(position)]
-      if slot.entry == 0 { return nil }
-      if slot.reference == reference {
-        let entry = slot.entry &- 1
+      if slot == 0 { return nil }
+      if UInt32(truncatingIfNeeded: slot) == reference {
+        let entry = Self.entry(slot)
         clock &+= 1
         entries[Int(entry)].users &+= 1
         entries[Int(entry)].lastUse = clock
@@ -90,7 +91,7 @@ struct PersistentGrants: ~Copyable {
   /// Keeps a page that has just been mapped, with one user.
   ///
   /// Only while `count` is below `limit`, and not twice.
-  mutating func insert(_ reference: UInt32, _ address: UnsafeMutableRawPointer, second: UInt32) -> UInt32 {
+  func insert(_ reference: UInt32, _ address: UnsafeMutableRawPointer, second: UInt32) -> UInt32 {
     precondition(count < limit, "more grants are kept than the limit")
     count += 1
     clock &+= 1
@@ -98,37 +99,37 @@ struct PersistentGrants: ~Copyable {
     (entries + Int(entry)).initialize(
       to: Entry(address: address, reference: reference, users: 1, lastUse: clock, lastSecond: second))
     var position = home(reference)
-    while index[Int(position)].entry != 0 { position = (position &+ 1) & mask }
-    index[Int(position)] = IndexSlot(reference: reference, entry: entry &+ 1)
+    while index[Int(position)] != 0 { position = (position &+ 1) & mask }
+    index[Int(position)] = UInt64(entry &+ 1) << 32 | UInt64(reference)
     return entry
   }
 
   /// Ends one use.
   @inline(__always)
-  mutating func release(_ entry: UInt32) {
+  func release(_ entry: UInt32) {
     entries[Int(entry)].users &-= 1
   }
 
   /// Takes a page out.
   ///
   /// - Returns: its address, to be unmapped.
-  mutating func remove(_ entry: UInt32) -> UnsafeMutableRawPointer {
+  func remove(_ entry: UInt32) -> UnsafeMutableRawPointer {
     let reference = entries[Int(entry)].reference
     var position = home(reference)
-    while index[Int(position)].entry != entry &+ 1 { position = (position &+ 1) & mask }
+    while Self.entry(index[Int(position)]) != entry { position = (position &+ 1) & mask }
     // Close the gap, so that a search never has to step over a removed slot.
     var gap = position
     while true {
       position = (position &+ 1) & mask
       let slot = index[Int(position)]
-      if slot.entry == 0 { break }
-      let distance = (position &- home(slot.reference)) & mask
+      if slot == 0 { break }
+      let distance = (position &- home(UInt32(truncatingIfNeeded: slot))) & mask
       if distance >= (position &- gap) & mask {
         index[Int(gap)] = slot
         gap = position
       }
     }
-    index[Int(gap)].entry = 0
+    index[Int(gap)] = 0
     free[limit - count] = entry
     count -= 1
     return entries[Int(entry)].address
@@ -141,7 +142,7 @@ struct PersistentGrants: ~Copyable {
   ///   - percent: of the limit, when it was not enough.
   ///   - unusedSeconds: 0 keeps for ever.
   ///   - body: gets each address; the entry is gone then.
-  mutating func purge(
+  func purge(
     percent: Int, unusedSeconds: UInt32, second: UInt32, _ body: (UnsafeMutableRawPointer) -> Void
   ) {
     var excess = 0
@@ -152,9 +153,9 @@ struct PersistentGrants: ~Copyable {
       return
     }
     var idle: [(lastUse: UInt64, entry: UInt32)] = []
-    for slot in UnsafeBufferPointer(start: index, count: Int(mask) + 1) where slot.entry != 0 {
-      let entry = entries[Int(slot.entry) - 1]
-      if entry.users == 0 { idle.append((entry.lastUse, slot.entry - 1)) }
+    for slot in UnsafeBufferPointer(start: index, count: Int(mask) + 1) where slot != 0 {
+      let entry = entries + Int(Self.entry(slot))
+      if entry.pointee.users == 0 { idle.append((entry.pointee.lastUse, Self.entry(slot))) }
     }
     idle.sort { $0.lastUse < $1.lastUse }
     for (position, candidate) in idle.enumerated() {
@@ -165,19 +166,19 @@ struct PersistentGrants: ~Copyable {
   }
 
   private func anyUnused(for seconds: UInt32, _ second: UInt32) -> Bool {
-    for slot in UnsafeBufferPointer(start: index, count: Int(mask) + 1) where slot.entry != 0 {
-      let entry = entries[Int(slot.entry) - 1]
-      if entry.users == 0, second &- entry.lastSecond >= seconds { return true }
+    for slot in UnsafeBufferPointer(start: index, count: Int(mask) + 1) where slot != 0 {
+      let entry = entries + Int(Self.entry(slot))
+      if entry.pointee.users == 0, second &- entry.pointee.lastSecond >= seconds { return true }
     }
     return false
   }
 
   /// Takes everything out, used or not; only when nothing is in flight any more.
-  mutating func removeAll(_ body: (UnsafeMutableRawPointer) -> Void) {
-    for slot in UnsafeMutableBufferPointer(start: index, count: Int(mask) + 1) where slot.entry != 0 {
-      body(entries[Int(slot.entry) - 1].address)
+  func removeAll(_ body: (UnsafeMutableRawPointer) -> Void) {
+    for slot in UnsafeMutableBufferPointer(start: index, count: Int(mask) + 1) where slot != 0 {
+      body(entries[Int(Self.entry(slot))].address)
     }
-    index.update(repeating: IndexSlot(reference: 0, entry: 0), count: Int(mask) + 1)
+    index.update(repeating: 0, count: Int(mask) + 1)
     count = 0
     for position in 0..<limit { free[position] = UInt32(limit - 1 - position) }
   }

@@ -43,7 +43,7 @@ struct QueueEngine: ~Copyable {
   /// Set when responses became visible since it was last cleared, and the frontend wants to hear of it.
   var mustNotify = false
 
-  var persistent: PersistentGrants
+  let persistent: PersistentGrants
   let sectorMask: UInt64
   /// Slots that no request has.
   private let free: UnsafeMutablePointer<UInt32>

@@ -15,7 +15,7 @@ internal import Xen
 final class ControlClient: Sendable {
   let directory: String
   private let socket: OwnedDescriptor
-  private let turn = Mutex(())
+  private let turn = Guarded(())
 
   init(_ directory: String) throws(XenError) {
     self.directory = directory
@@ -110,7 +110,7 @@ final class LoopbackConnection: Sendable {
   /// The domain's own memory.
   let memory: DomainMemory
   let maptrack: Maptrack
-  private let foreign = Mutex<[UInt16: DomainMemory]>([:])
+  private let foreign = Guarded<[UInt16: DomainMemory]>([:])
 
   init(directory: String, domain: UInt16, policy: MaptrackPolicy) throws(XenError) {
     control = try ControlClient(directory)

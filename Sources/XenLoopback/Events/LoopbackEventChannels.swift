@@ -17,7 +17,7 @@ final class LoopbackEventChannels: EventChannels {
   private let counter: EventCounter
   private let handle: UInt32
   private let handleIndex: Int
-  private let state = Mutex(State())
+  private let state = Guarded(State())
 
   private struct State {
     var ports: [Port] = []

@@ -15,7 +15,7 @@ final class LoopbackGrantMapping: GrantMapping {
   private let connection: LoopbackConnection
   // The vCPU that this handle's calls run on.
   private let vcpu: Int
-  private let table = Mutex(MappingTable())
+  private let table = Guarded(MappingTable())
 
   init(_ connection: LoopbackConnection) {
     self.connection = connection

@@ -37,12 +37,12 @@ final class Maptrack: Sendable {
   // SAFETY: atomics in memory of this object; each list has cache lines of its own.
   private nonisolated(unsafe) let lists: UnsafeMutableRawPointer
   private let nextVCPU = Atomic<Int>(0)
-  private let single = Mutex(Maptrack.none)
+  private let single = SpinLocked(Maptrack.none)
   // A vCPU makes one hypercall at a time, which a thread of a process has to ask for: 16 ns when nobody contends.
   private let turns: [Turn]
 
   private final class Turn: Sendable {
-    let lock = Mutex(())
+    let lock = Guarded(())
   }
 
   init(_ memory: DomainMemory, join: UInt32, policy: MaptrackPolicy) {

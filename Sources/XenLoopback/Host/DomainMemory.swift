@@ -17,7 +17,7 @@ final class DomainMemory: Sendable {
   let tablesDescriptor: OwnedDescriptor
   let pagesDescriptor: OwnedDescriptor
   private let tables: MappedRegion
-  private let window = Mutex<UInt?>(nil)
+  private let window = Guarded<UInt?>(nil)
 
   /// Creates a domain's memory, empty.
   init(creating domain: UInt16, serial: UInt32, pageLimit: UInt32, frameLimit: UInt32) throws(Errno) {
@@ -143,5 +143,5 @@ final class DomainMemory: Sendable {
   }
   // All memfds live in one internal filesystem, so an inode number names one for as long as it exists, and it
   // exists for as long as the entry's object.
-  private static let registry = Mutex<[UInt64: Weak]>([:])
+  private static let registry = Guarded<[UInt64: Weak]>([:])
 }

@@ -19,7 +19,7 @@ public final class LoopbackHost: Sendable {
   public let directory: String
   private let thread: DedicatedThread
   private let wake: StopSignal
-  private let stopped = Mutex(false)
+  private let stopped = Guarded(false)
 
   /// Starts a host in a directory, which is created with mode 0700 if need be.
   ///
