@@ -38,6 +38,8 @@ struct OperationRecord {
   var isUnaligned = false
   /// Counted by the write gate.
   var holdsGate = false
+  /// It has had its turn, and goes behind the others with what is left of it.
+  var yields = false
   /// Some request was refused as indirect: run the step again with direct ones.
   var mustRestart = false
   var status = OperationStatus.okay
@@ -51,6 +53,8 @@ struct OperationRecord {
   var alignedCount: UInt64 = 0
   /// Bytes of the aligned range that have been put into the ring.
   var issued: UInt64 = 0
+  /// Where in the aligned range its turn is over, if others wait.
+  var turnEnd: UInt64 = QueueCore.turnBytes
   /// Requests in flight.
   var outstanding: Int32 = 0
   /// The operation's granted pages; byte n of the aligned range lies in page n / 4096.
@@ -63,6 +67,9 @@ struct OperationRecord {
   var bufferSize = 0
   /// The next in whichever list the operation is in.
   var next: Int32 = -1
+
+  /// Whether it changes sectors that an unaligned write may be changing.
+  var needsGate: Bool { command != .read && command != .flush }
 }
 
 /// A first-in first-out list threaded through the operation table.
