@@ -12,7 +12,7 @@ extension QueueCore {
   ///
   /// - Returns: whether there were any.
   mutating func reap() -> Bool {
-    guard broken == nil else { return false }
+    guard !isDead else { return false }
     do throws(RingViolation) {
       let count = try ring.availableResponses()
       for _ in 0..<count {
@@ -113,11 +113,15 @@ extension QueueCore {
   mutating func breakDown(_ violation: ProtocolViolation) {
     guard broken == nil else { return }
     broken = violation
-    failAll(.ioError)
+    giveUp(.ioError)
   }
 
-  /// Ends every operation that was submitted and is not reported, whatever is in flight for it.
-  mutating func failAll(_ status: OperationStatus) {
+  /// Ends every operation that was submitted and is not reported, whatever is in flight for it, and the queue with
+  /// them: a late answer would be taken for the answer to whoever has the operation's place by then.
+  mutating func giveUp(_ status: OperationStatus) {
+    guard !isDead else { return }
+    isDead = true
+    if refusal == nil { refusal = status }
     pending = OperationList()
     parked = OperationList()
     for slot in 0..<Int32(Self.operationCapacity) {

@@ -63,6 +63,9 @@ struct OperationRecord {
   var bufferSize = 0
   /// The next in whichever list the operation is in.
   var next: Int32 = -1
+
+  /// Whether it changes sectors that an unaligned write may be changing.
+  var needsGate: Bool { command != .read && command != .flush }
 }
 
 /// A first-in first-out list threaded through the operation table.
