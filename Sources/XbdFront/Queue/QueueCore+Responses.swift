@@ -51,6 +51,7 @@ extension QueueCore {
       counters.unsupportedResponses &+= 1
       dropFeature(record)
     }
+    if !record.pages.isEmpty { copyPages -= Int(record.pages.count + record.indirectPages.count) }
     pool.put(record.pages)
     pool.put(record.indirectPages)
     inFlight.put(place)

@@ -20,6 +20,8 @@ struct QueueCore: ~Copyable {
   static let operationCapacity = 1024
   /// The largest read or write, in bytes.
   static let maxByteCount: UInt64 = 64 << 20
+  /// Bytes that an operation may put into the ring before others get their turn.
+  static let turnBytes: UInt64 = 1 << 20
 
   let index: Int
   var parameters: QueueParameters
@@ -45,6 +47,10 @@ struct QueueCore: ~Copyable {
   var operationPages = 0
   /// Those of them in operations that wait for their caller, not for the backend.
   var pagesHeldByCallers = 0
+  /// Granted pages in flight for copies and zeroes.
+  var copyPages = 0
+  /// Set while a caller was sent away for want of pages: copies then keep to their quarter of the pool.
+  var callersWantPages = false
   /// Set when something came up that the next turn of `poll` can move forward.
   var hasWork = false
   /// Operations submitted and not reported.
@@ -159,11 +165,13 @@ struct QueueCore: ~Copyable {
         operation.pointee.cursor = list.first
         operationPages += pages
         pagesHeldByCallers += pages
+        callersWantPages = false
         return true
       }
       // Worth waiting for, if the backend has them.
       if inFlight.count > 0, pagesHeldByCallers + pages <= share {
         counters.waitsForPages &+= 1
+        callersWantPages = true
         return false
       }
     }

@@ -38,6 +38,8 @@ struct OperationRecord {
   var isUnaligned = false
   /// Counted by the write gate.
   var holdsGate = false
+  /// It has had its turn, and goes behind the others with what is left of it.
+  var yields = false
   /// Some request was refused as indirect: run the step again with direct ones.
   var mustRestart = false
   var status = OperationStatus.okay
