@@ -47,9 +47,9 @@ extension QueueCore {
   /// Cuts a read or write into requests.
   private mutating func issueData(_ slot: Int32) -> Bool {
     let operation = operations + Int(slot)
-    let turn = operation.pointee.issued &+ Self.turnBytes
     while operation.pointee.issued < operation.pointee.alignedCount {
-      if operation.pointee.issued >= turn, operation.pointee.next >= 0 {
+      if operation.pointee.issued >= operation.pointee.turnEnd, operation.pointee.next >= 0 {
+        operation.pointee.turnEnd = operation.pointee.issued &+ Self.turnBytes
         operation.pointee.yields = true
         return true
       }

@@ -106,6 +106,7 @@ extension QueueCore {
   private mutating func begin(step: OperationRecord.Step, _ slot: Int32) {
     operations[Int(slot)].step = step
     operations[Int(slot)].issued = 0
+    operations[Int(slot)].turnEnd = Self.turnBytes
     operations[Int(slot)].cursor = operations[Int(slot)].pages.first
     enqueue(slot)
   }

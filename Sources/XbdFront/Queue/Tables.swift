@@ -53,6 +53,8 @@ struct OperationRecord {
   var alignedCount: UInt64 = 0
   /// Bytes of the aligned range that have been put into the ring.
   var issued: UInt64 = 0
+  /// Where in the aligned range its turn is over, if others wait.
+  var turnEnd: UInt64 = QueueCore.turnBytes
   /// Requests in flight.
   var outstanding: Int32 = 0
   /// The operation's granted pages; byte n of the aligned range lies in page n / 4096.
