@@ -61,7 +61,10 @@ import Xen
     let device = try system.connect(options)
     let nodes = system.frontNodes
     #expect(nodes["ring-ref"] == nil)
-    #expect(["ring-ref0", "ring-ref1", "ring-ref2", "ring-ref3"].compactMap { nodes[$0] } == ["8", "11", "14", "17"])
+    #expect(
+      ["ring-ref0", "ring-ref1", "ring-ref2", "ring-ref3"].compactMap { nodes[$0] } == [
+        "8", "11", "14", "17",
+      ])
     #expect(nodes["ring-ref4"] == nil)
     #expect(nodes["ring-page-order"] == "2")
     #expect(nodes["num-ring-pages"] == "4")
@@ -89,15 +92,21 @@ import Xen
 
   @Test func whatAnEarlierConnectionLeftIsRemoved() throws {
     let system = FakeSystem()
-    for key in ["ring-ref0", "ring-ref1", "ring-page-order", "num-ring-pages", "queue-0/ring-ref", "queue-1/event-channel",
-      "multi-queue-num-queues"] {
+    for key in [
+      "ring-ref0", "ring-ref1", "ring-page-order", "num-ring-pages", "queue-0/ring-ref",
+      "queue-1/event-channel",
+      "multi-queue-num-queues",
+    ] {
       system.tree[FakeSystem.front + "/" + key] = "99"
     }
     system.tree.with { $0.conflicts = 3 }
     system.answer(FakeSystem.honest)
     let device = try system.connect()
     let nodes = system.frontNodes
-    #expect(nodes.keys.filter { $0.hasPrefix("ring-") || $0.hasPrefix("queue-") || $0.hasPrefix("num-") || $0.hasPrefix("multi") } == ["ring-ref"])
+    #expect(
+      nodes.keys.filter {
+        $0.hasPrefix("ring-") || $0.hasPrefix("queue-") || $0.hasPrefix("num-") || $0.hasPrefix("multi")
+      } == ["ring-ref"])
     #expect(Self.close(device))
   }
 
@@ -106,7 +115,8 @@ import Xen
     #expect(Self.close(device))
     #expect(system.ownStates.suffix(2) == ["5", "6"])
     #expect(device.state == .closed)
-    #expect(device.queues[0].begin(BlockRequest(command: .read, byteOffset: 0, byteCount: 512), tag: 1) != nil)
+    #expect(
+      device.queues[0].begin(BlockRequest(command: .read, byteOffset: 0, byteCount: 512), tag: 1) != nil)
   }
 
   @Test func aBackendThatClosesIsFollowedAfterTheLastRequest() throws {
@@ -114,7 +124,8 @@ import Xen
     let changes = Guarded<[DeviceState]>([])
     device.observe(change: { state in changes.with { $0.append(state) } })
     let queue = device.queues[0]
-    let operation = try #require(queue.begin(BlockRequest(command: .flush, byteOffset: 0, byteCount: 0), tag: 1))
+    let operation = try #require(
+      queue.begin(BlockRequest(command: .flush, byteOffset: 0, byteCount: 0), tag: 1))
     let ended = Guarded<[OperationStatus]>([])
     queue.onCompletion = { completion in ended.with { $0.append(completion.status) } }
     queue.submit(operation)
@@ -144,7 +155,8 @@ import Xen
     let queue = device.queues[0]
     let ended = Guarded<[OperationStatus]>([])
     queue.onCompletion = { completion in ended.with { $0.append(completion.status) } }
-    let operation = try #require(queue.begin(BlockRequest(command: .flush, byteOffset: 0, byteCount: 0), tag: 1))
+    let operation = try #require(
+      queue.begin(BlockRequest(command: .flush, byteOffset: 0, byteCount: 0), tag: 1))
     queue.submit(operation)
     queue.poll()
     system.tree.remove(FakeSystem.back)
@@ -178,7 +190,8 @@ import Xen
     let queue = device.queues[0]
     let ended = Guarded<[OperationStatus]>([])
     queue.onCompletion = { completion in ended.with { $0.append(completion.status) } }
-    let operation = try #require(queue.begin(BlockRequest(command: .flush, byteOffset: 0, byteCount: 0), tag: 1))
+    let operation = try #require(
+      queue.begin(BlockRequest(command: .flush, byteOffset: 0, byteCount: 0), tag: 1))
     queue.submit(operation)
     queue.poll()
     system.tree.with { $0.fault = XenError(.disconnected, "xenstore is gone") }
@@ -230,7 +243,9 @@ import Xen
     #expect(Self.close(device))
   }
 
-  @Test(arguments: [("sectors", "many"), ("sector-size", "513"), ("info", "-1"), ("feature-flush-cache", "yes")])
+  @Test(arguments: [
+    ("sectors", "many"), ("sector-size", "513"), ("info", "-1"), ("feature-flush-cache", "yes"),
+  ])
   func aMalformedNodeIsOneSentenceWithPathKeyAndValue(key: String, value: String) {
     let system = FakeSystem(backend: [key: value])
     system.answer(FakeSystem.honest)
@@ -243,7 +258,9 @@ import Xen
     #expect(system.channels.with { channels in channels.allSatisfy { $0.with { $0.ports.isEmpty } } })
   }
 
-  @Test(arguments: [("1", "1 (Initialising)"), ("2", "2 (InitWait)"), ("3", "3 (Initialised)"), ("5", "5 (Closing)")])
+  @Test(arguments: [
+    ("1", "1 (Initialising)"), ("2", "2 (InitWait)"), ("3", "3 (Initialised)"), ("5", "5 (Closing)"),
+  ])
   func case43_aTimeoutNamesBothStates(state: String, name: String) {
     let system = FakeSystem(backend: ["state": state])
     var options = system.options
@@ -294,8 +311,12 @@ import Xen
     #expect(system.ownStates.suffix(2) == ["5", "6"])
   }
 
-  @Test(arguments: [("backend", nil), ("backend", ""), ("backend-id", nil), ("backend-id", "32752"), ("backend-id", "65536"),
-    ("backend-id", " 0"), ("backend-id", "-1")] as [(String, String?)])
+  @Test(
+    arguments: [
+      ("backend", nil), ("backend", ""), ("backend-id", nil), ("backend-id", "32752"),
+      ("backend-id", "65536"),
+      ("backend-id", " 0"), ("backend-id", "-1"),
+    ] as [(String, String?)])
   func case36_aDeviceWhoseBackendMakesNoSenseIsRefused(key: String, value: String?) {
     let system = FakeSystem()
     system.tree[FakeSystem.front + "/" + key] = value

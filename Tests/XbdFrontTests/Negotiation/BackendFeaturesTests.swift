@@ -30,7 +30,9 @@ import Testing
     #expect(features.info == [])
     #expect(!features.barrier && !features.flushCache && !features.persistent)
     #expect(features.discard == nil)
-    #expect(try TransportFeatures([:]) == Self.transport(["multi-queue-max-queues": "1", "max-ring-page-order": "0"]))
+    #expect(
+      try TransportFeatures([:])
+        == Self.transport(["multi-queue-max-queues": "1", "max-ring-page-order": "0"]))
   }
 
   @Test(arguments: [
@@ -51,7 +53,9 @@ import Testing
     #expect(try Self.device(["sectors": value]).sectorCount == UInt64(value))
   }
 
-  @Test(arguments: ["0", "1", "3", "256", "511", "513", "520", "8192", "65536", "2147483648", "4294967808", "x"])
+  @Test(arguments: [
+    "0", "1", "3", "256", "511", "513", "520", "8192", "65536", "2147483648", "4294967808", "x",
+  ])
   func case28_aSectorSizeThatCannotBeIsRefused(value: String) {
     #expect(Self.offender { _ = try Self.device(["sector-size": value]) } == "sector-size")
   }
@@ -70,8 +74,10 @@ import Testing
     #expect(try Self.device(["physical-sector-size": value]).physicalSectorSize == size)
   }
 
-  @Test(arguments: [("0", 0), ("1", 1), ("11", 11), ("12", 12), ("512", 512), ("513", 513), ("4096", 4096),
-    ("4097", 4096), ("2147483648", 4096)])
+  @Test(arguments: [
+    ("0", 0), ("1", 1), ("11", 11), ("12", 12), ("512", 512), ("513", 513), ("4096", 4096),
+    ("4097", 4096), ("2147483648", 4096),
+  ])
   func case30_indirectSegmentsAreBroughtDownToTheProtocols(value: String, segments: Int) throws {
     #expect(try Self.transport(["feature-max-indirect-segments": value]).maxIndirectSegments == segments)
   }
@@ -108,7 +114,8 @@ import Testing
     #expect(try Self.transport(["multi-queue-max-queues": "8"]).maxQueues == 8)
     for value in ["65536", "-1"] {
       #expect(
-        Self.offender { _ = try Self.transport(["multi-queue-max-queues": value]) } == "multi-queue-max-queues")
+        Self.offender { _ = try Self.transport(["multi-queue-max-queues": value]) }
+          == "multi-queue-max-queues")
     }
   }
 
@@ -165,7 +172,9 @@ import Testing
 
   @Test(arguments: [0, 1, 10, 11, 12, 32, 256, 512, 4096])
   func parametersAreBroughtDownToTheBackend(offered: Int) throws {
-    let features = try Self.transport(["feature-max-indirect-segments": "\(offered)", "max-ring-page-order": "1"])
+    let features = try Self.transport([
+      "feature-max-indirect-segments": "\(offered)", "max-ring-page-order": "1",
+    ])
     for wanted in [-5, 0, 1, 11, 12, 256, 4096, 100_000] {
       for pool in [1, 2, 3, 33, 960, 100_000] {
         var options = FrontendOptions()

@@ -24,7 +24,9 @@ import Xen
   static func error(_ actions: [Action]) -> XbdError? {
     actions.compactMap { if case .fail(let error) = $0 { error } else { nil } }.first
   }
-  static func fresh(_ backend: XenbusState = .initWait) -> Event { .started(own: .initialising, backend: backend) }
+  static func fresh(_ backend: XenbusState = .initWait) -> Event {
+    .started(own: .initialising, backend: backend)
+  }
   static let connected: [Event] = [fresh(), .backendState(.connected)]
 
   /// A way into each phase.
@@ -42,7 +44,8 @@ import Xen
     "finished": connected + [.directoryRemoved],
   ]
   static let others: [Event] = [
-    .graceExpired, .timedOut, .closeRequested, .drained, .actionFailed(XbdError(.system, "x")), .directoryRemoved,
+    .graceExpired, .timedOut, .closeRequested, .drained, .actionFailed(XbdError(.system, "x")),
+    .directoryRemoved,
     .violation("y"),
   ]
 
@@ -80,7 +83,8 @@ import Xen
         var (machine, actions) = Self.run([.started(own: own, backend: backend)])
         #expect(actions.count < 20)
         for _ in 0..<8 { actions += machine.handle(.timedOut) }
-        let connectedWithoutRing = actions.contains(.connect) && !actions.contains(.publish(assumeDefaults: false))
+        let connectedWithoutRing =
+          actions.contains(.connect) && !actions.contains(.publish(assumeDefaults: false))
         #expect(!connectedWithoutRing)
         #expect(machine.phase == .finished || machine.phase == .connected)
       }
@@ -89,7 +93,8 @@ import Xen
 
   @Test func theOrdinaryHandshake() {
     let (machine, actions) = Self.run([
-      Self.fresh(.initialising), .backendState(.initWait), .backendState(.initialised), .backendState(.connected),
+      Self.fresh(.initialising), .backendState(.initWait), .backendState(.initialised),
+      .backendState(.connected),
     ])
     #expect(machine.phase == .connected)
     #expect(
@@ -194,7 +199,8 @@ import Xen
     #expect(Self.error(two)?.message.contains("2 (InitWait)") == true)
     let (_, three) = Self.run([Self.fresh(.initialised), .timedOut])
     #expect(Self.error(three)?.code == .timedOut)
-    let (five, stuck) = Self.run(Self.connected + [.closeRequested, .timedOut, .backendState(.closing), .timedOut])
+    let (five, stuck) = Self.run(
+      Self.connected + [.closeRequested, .timedOut, .backendState(.closing), .timedOut])
     #expect(stuck.contains(.failInFlight))
     #expect(five.phase == .finished)
   }

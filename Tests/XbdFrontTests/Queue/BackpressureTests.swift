@@ -12,11 +12,14 @@ import Xen
   @Test(arguments: [true, false])
   func case51_manyMoreRequestsThanTheRingHoldsAllComeThrough(isInline: Bool) throws {
     let harness = try QueueHarness(QueueSetup(maxSegments: 11, isInline: isInline))
-    for index in 0..<500 { harness.submit(.write, UInt64(index) * 4096, 4096, data: Pattern.some(4096, seed: index)) }
+    for index in 0..<500 {
+      harness.submit(.write, UInt64(index) * 4096, 4096, data: Pattern.some(4096, seed: index))
+    }
     harness.settle()
     #expect(harness.takeStatuses() == Array(repeating: .okay, count: 500))
     for index in 0..<500 {
-      let same = sameBytes(Array(harness.backend.disk[index * 4096..<index * 4096 + 4096]), Pattern.some(4096, seed: index))
+      let same = sameBytes(
+        Array(harness.backend.disk[index * 4096..<index * 4096 + 4096]), Pattern.some(4096, seed: index))
       #expect(same)
     }
     #expect(harness.backend.maxOutstanding <= 32)

@@ -13,7 +13,9 @@ import Xen
 
 @Suite struct HostileBackendTests {
   /// A queue with reads in flight that the backend holds.
-  static func withReads(_ count: Int, _ setup: QueueSetup = QueueSetup(isInline: false)) throws -> QueueHarness {
+  static func withReads(_ count: Int, _ setup: QueueSetup = QueueSetup(isInline: false)) throws
+    -> QueueHarness
+  {
     let harness = try QueueHarness(setup)
     harness.backend.judge = { _ in .hold }
     for index in 0..<count { harness.submit(.read, UInt64(index) * 4096, 4096) }
@@ -23,7 +25,9 @@ import Xen
   }
 
   /// The queue is broken, and everything failed exactly once.
-  static func expectBroken(_ harness: QueueHarness, operations: Int, sourceLocation: SourceLocation = #_sourceLocation) {
+  static func expectBroken(
+    _ harness: QueueHarness, operations: Int, sourceLocation: SourceLocation = #_sourceLocation
+  ) {
     harness.channels.raise()
     harness.settle()
     let statuses = harness.takeStatuses()
@@ -47,7 +51,9 @@ import Xen
 
   @Test func case2_anIDThatWasNeverUsedBreaksTheQueue() throws {
     let harness = try Self.withReads(3)
-    for id in [9, 31, 1 << 32 | 9] as [UInt64] { harness.backend.forge(at: 0, id: id, operation: 0, status: 0) }
+    for id in [9, 31, 1 << 32 | 9] as [UInt64] {
+      harness.backend.forge(at: 0, id: id, operation: 0, status: 0)
+    }
     harness.backend.setIndex(.responseProducer, 1)
     Self.expectBroken(harness, operations: 3)
   }
@@ -113,8 +119,11 @@ import Xen
     #expect(harness.queue.counters.indirectRequests > 0)
   }
 
-  @Test(arguments: [(0, .okay), (-1, .ioError), (-2, .notSupported), (1, .ioError), (2, .ioError),
-    (32767, .ioError), (-32768, .ioError), (-3, .ioError)] as [(Int16, OperationStatus)])
+  @Test(
+    arguments: [
+      (0, .okay), (-1, .ioError), (-2, .notSupported), (1, .ioError), (2, .ioError),
+      (32767, .ioError), (-32768, .ioError), (-3, .ioError),
+    ] as [(Int16, OperationStatus)])
   func case6_anUnknownStatusIsAnError(wire: Int16, status: OperationStatus) throws {
     let harness = try QueueHarness()
     harness.backend.judge = { _ in .refuse(wire) }
@@ -124,7 +133,9 @@ import Xen
     #expect(harness.queue.violation == nil)
   }
 
-  @Test(arguments: [4, 5, 32, 33, 1 << 31, UInt32.max, UInt32.max - 1] as [UInt32], [0, UInt32.max - 1] as [UInt32])
+  @Test(
+    arguments: [4, 5, 32, 33, 1 << 31, UInt32.max, UInt32.max - 1] as [UInt32],
+    [0, UInt32.max - 1] as [UInt32])
   func case7_aProducerThatMakesNoSenseBreaksTheQueue(jump: UInt32, start: UInt32) throws {
     let harness = try Self.withReads(3, QueueSetup(isInline: false, start: start))
     harness.backend.setIndex(.responseProducer, start &+ jump)
@@ -153,7 +164,9 @@ import Xen
   @Test func case10_aBackendThatNeverAnswersIsGivenUpAndItsPagesAreNotUsedAgain() throws {
     let harness = try Self.withReads(3)
     let pages = harness.sharing.liveCount
-    harness.control.tell { $0.refusal = .shutdown; $0.failEverything = .shutdown }
+    harness.control.tell {
+      $0.refusal = .shutdown; $0.failEverything = .shutdown
+    }
     harness.settle()
     #expect(harness.takeStatuses() == [.shutdown, .shutdown, .shutdown])
     // The backend comes to life after all: nobody looks.
@@ -296,7 +309,9 @@ import Xen
   }
 
   @Test(arguments: CopyMode.allCases, GrantMode.allCases)
-  func case22_anUntrustedBackendSeesNothingOfEarlierRequestsBehindAWrite(copy: CopyMode, grants: GrantMode) throws {
+  func case22_anUntrustedBackendSeesNothingOfEarlierRequestsBehindAWrite(copy: CopyMode, grants: GrantMode)
+    throws
+  {
     let harness = try QueueHarness(QueueSetup(copy: copy, grants: grants, trusted: false))
     #expect(harness.write(0, [UInt8](repeating: 0x5A, count: 16384)) == .okay)
     var leaks = 0
@@ -358,13 +373,15 @@ import Xen
       var random = SeededGenerator(seed: seed)
       let copy = CopyMode.allCases[random.below(2)]
       let harness = try QueueHarness(
-        QueueSetup(copy: copy, maxSegments: 32, isInline: false, hasBarrier: true,
+        QueueSetup(
+          copy: copy, maxSegments: 32, isInline: false, hasBarrier: true,
           discard: DiscardLimits(granularity: 512, alignment: 0, secure: false)))
       harness.backend.judge = { _ in .hold }
       var submitted = 0
       for _ in 0..<(1 + random.below(10)) {
         let command: [BlockRequest.Command] = [.read, .write, .flush, .discard, .writeZeroes]
-        harness.submit(command[random.below(5)], UInt64(random.below(100_000)), UInt64(random.below(100_000)),
+        harness.submit(
+          command[random.below(5)], UInt64(random.below(100_000)), UInt64(random.below(100_000)),
           fua: random.below(3) == 0)
         submitted += 1
       }
@@ -373,7 +390,8 @@ import Xen
       for slot in 0..<32 as Range<UInt32> {
         let id = held.isEmpty || random.below(4) == 0 ? random.next() : held[random.below(held.count)].id
         harness.backend.forge(
-          at: slot, id: id, operation: UInt8(random.below(8)), status: Int16(truncatingIfNeeded: random.below(4) - 2))
+          at: slot, id: id, operation: UInt8(random.below(8)),
+          status: Int16(truncatingIfNeeded: random.below(4) - 2))
       }
       harness.backend.setIndex(.responseProducer, UInt32(random.below(40)))
       harness.queue.poll()

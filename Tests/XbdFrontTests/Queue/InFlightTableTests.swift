@@ -6,7 +6,9 @@ import Testing
 @testable import XbdFront
 
 @Suite struct InFlightTableTests {
-  static func outcome(_ table: borrowing InFlightTable, _ id: UInt64, _ operation: UInt8 = 0) -> ProtocolViolation? {
+  static func outcome(_ table: borrowing InFlightTable, _ id: UInt64, _ operation: UInt8 = 0)
+    -> ProtocolViolation?
+  {
     do throws(ProtocolViolation) {
       _ = try table.match(WireResponse(id: id, operation: operation, status: 0))
       return nil

@@ -106,7 +106,9 @@ final class ModelRun {
     }
     guard offset + count <= model.count else { return }
     let range = offset..<offset + count
-    let commands: [BlockRequest.Command] = [.read, .read, .read, .write, .write, .write, .writeZeroes, .discard, .flush]
+    let commands: [BlockRequest.Command] = [
+      .read, .read, .read, .write, .write, .write, .writeZeroes, .discard, .flush,
+    ]
     let command = commands[random.below(commands.count)]
     if command == .discard, harness.setup.discard == nil { return }
     let conflict = busy.values.contains { other in

@@ -10,7 +10,9 @@ import Testing
   @Test(arguments: [true, false])
   func neighboursInOneSectorNeverLoseAnUpdate(isInline: Bool) throws {
     let harness = try QueueHarness(QueueSetup(sectorSize: 4096, isInline: isInline))
-    for index in 0..<300 { harness.submit(.write, UInt64(index), 1, data: [UInt8(truncatingIfNeeded: index | 1)]) }
+    for index in 0..<300 {
+      harness.submit(.write, UInt64(index), 1, data: [UInt8(truncatingIfNeeded: index | 1)])
+    }
     harness.settle()
     #expect(harness.takeStatuses() == Array(repeating: .okay, count: 300))
     #expect(Array(harness.backend.disk[..<300]) == (0..<300).map { UInt8(truncatingIfNeeded: $0 | 1) })
@@ -45,7 +47,8 @@ import Testing
             harness.queue.release(completion.operation)
           }
           while ended < total {
-            while active < 3, next < total, let operation = harness.begin(.write, UInt64(next * 2 + index), 1) {
+            while active < 3, next < total, let operation = harness.begin(.write, UInt64(next * 2 + index), 1)
+            {
               harness.fill(operation, [UInt8(truncatingIfNeeded: next | 1)])
               harness.queue.submit(operation)
               next += 1

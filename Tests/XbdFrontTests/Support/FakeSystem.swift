@@ -27,7 +27,9 @@ final class FakeSystem: XenSystem {
       tree[Self.front + "/" + key] = value
     }
     let nodes = ["state": "2", "sectors": "2048", "max-ring-page-order": "4", "feature-flush-cache": "1"]
-    for (key, value) in nodes.merging(backend, uniquingKeysWith: { $1 }) { tree[Self.back + "/" + key] = value }
+    for (key, value) in nodes.merging(backend, uniquingKeysWith: { $1 }) {
+      tree[Self.back + "/" + key] = value
+    }
   }
 
   func openGrantSharing() throws(XenError) -> any GrantSharing { grants }
@@ -40,7 +42,9 @@ final class FakeSystem: XenSystem {
     } catch { throw XenError(errno: error, "eventfd") }
   }
   func openXenStore() throws(XenError) -> any XenStore {
-    do throws(Errno) { return try FakeXenStore(tree, domain: 7) } catch { throw XenError(errno: error, "eventfd") }
+    do throws(Errno) { return try FakeXenStore(tree, domain: 7) } catch {
+      throw XenError(errno: error, "eventfd")
+    }
   }
 
   /// Answers the frontend's states with the backend's.

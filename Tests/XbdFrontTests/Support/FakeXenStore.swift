@@ -36,7 +36,9 @@ final class FakeTree: Sendable {
   }
   func remove(_ path: String) {
     let under = with { $0.nodes.keys.filter { $0 == path || $0.hasPrefix(path + "/") } }
-    commit(Dictionary(uniqueKeysWithValues: (under + [path]).map { ($0, nil) }, uniquingKeysWith: { one, _ in one }))
+    commit(
+      Dictionary(
+        uniqueKeysWithValues: (under + [path]).map { ($0, nil) }, uniquingKeysWith: { one, _ in one }))
   }
 
   /// Makes changes and tells the watchers and the hook.
@@ -45,7 +47,9 @@ final class FakeTree: Sendable {
       state.generation += 1
       for (path, value) in changes {
         state.nodes[path] = value
-        if path.hasSuffix("/state"), let value { state.states.append(path + "=" + String(decoding: value, as: UTF8.self)) }
+        if path.hasSuffix("/state"), let value {
+          state.states.append(path + "=" + String(decoding: value, as: UTF8.self))
+        }
         for watch in state.watches
         where path == watch.path || path.hasPrefix(watch.path + "/") || watch.path.hasPrefix(path + "/") {
           let rest = path.hasPrefix(watch.path) ? String(path.dropFirst(watch.path.count)) : ""

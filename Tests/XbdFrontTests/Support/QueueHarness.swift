@@ -153,7 +153,8 @@ final class QueueHarness {
   ) -> OperationID? {
     defer { nextTag += 1 }
     return queue.begin(
-      BlockRequest(command: command, forceUnitAccess: fua, byteOffset: offset, byteCount: count), tag: nextTag)
+      BlockRequest(command: command, forceUnitAccess: fua, byteOffset: offset, byteCount: count), tag: nextTag
+    )
   }
 
   func fill(_ operation: OperationID, _ data: [UInt8]) {
