@@ -78,6 +78,7 @@ struct ServeCommand: ParsableCommand {
     let signals = try Signals([SIGTERM, SIGINT, SIGHUP, SIGCHLD, SIGUSR1])
     let logger = Log.start(verbosity: verbose)
     let directory = try TemporaryDirectory()
+    let sockets = try service.listen(inherited: inherited, fallback: directory.path + "/nbd.sock")
     var embedded: EmbeddedLoopback?
     let system: any XenSystem
     var name = device ?? ""
@@ -96,7 +97,6 @@ struct ServeCommand: ParsableCommand {
       system = try Systems.libXen(instead: "\"xbd-user serve --loopback memory:1G\"")
       if let number = VirtualDevice(name) { try KernelDriver().requireFree(number) }
     }
-    let sockets = try service.listen(inherited: inherited, fallback: directory.path + "/nbd.sock")
     let device = try BlockDevice.connect(name, on: system, options: frontend.options, logger: logger)
     try embedded?.runInline(device.queues)
     let session = try ServeSession(
@@ -104,7 +104,8 @@ struct ServeCommand: ParsableCommand {
     let pid = try pidFile.map(PidFile.init)
     defer { withExtendedLifetime((directory, pid)) {} }
     let uri = sockets.first?.address.uri(export: service.exportName)
-    if command == nil { announce(uri, device) }
+    // Whoever handed us the socket knows where it is, and may use our stdout for something else.
+    if command == nil, inherited.isEmpty { announce(uri, device) }
     let child = try command.map {
       try ChildCommand(
         $0,

@@ -4,14 +4,14 @@ import Testing
 
 @testable import NBD
 
-/// When a worker spins, gathers or sleeps, without any clock.
+/// When a worker spins and when it sleeps, without any clock.
 @Suite struct SpinPolicyTests {
-  @Test func aPolicyOfNoTimeNeverSpinsOrGathers() {
+  @Test func aPolicyOfNoTimeNeverSpins() {
     var policy = SpinPolicy(maximumNanoseconds: 0)
     for _ in 0..<100 {
       policy.slept(1)
       let spins = policy.shouldSpin()
-      #expect(!spins && !policy.shouldGather())
+      #expect(!spins)
     }
   }
 
@@ -54,18 +54,5 @@ import Testing
     }
     let spinsForGaps = byGap.shouldSpin()
     #expect(!spinsForGaps)
-  }
-
-  @Test func sleepsThatHardlyLastAreReplacedByGatheringForAsLongAsThatBringsSomething() {
-    var policy = SpinPolicy(maximumNanoseconds: 50_000)
-    #expect(!policy.shouldGather())
-    for _ in 0..<60 { policy.slept(3_000) }
-    #expect(policy.shouldGather())
-    policy.gathered(true)
-    #expect(policy.shouldGather())
-    policy.gathered(false)
-    #expect(!policy.shouldGather())
-    for _ in 0..<5 { policy.slept(3_000) }
-    #expect(!policy.shouldGather())
   }
 }

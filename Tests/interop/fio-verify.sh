@@ -10,7 +10,7 @@ requires fio
 verify() {
   local name=$1
   shift
-  timeout 120 fio --name="$name" --ioengine=nbd --uri="$uri" --verify=crc32c --verify_fatal=1 --do_verify=1 \
+  timeout 120 fio --name="$name" --verify_state_save=0 --ioengine=nbd --uri="$uri" --verify=crc32c --verify_fatal=1 --do_verify=1 \
     --group_reporting --output="$dir/fio.log" "$@" >/dev/null 2>&1 || fail "fio $name: $(tail -n 15 "$dir/fio.log")"
 }
 

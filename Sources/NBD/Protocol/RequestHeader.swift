@@ -87,8 +87,9 @@ extension RequestHeader {
       }
       return .perform(.flush)
     case NBDCommand.trim:
-      guard geometry.canTrim, flags & ~known == 0 else { return .answer(NBDError.invalid) }
+      guard flags & ~known == 0 else { return .answer(NBDError.invalid) }
       if geometry.isReadOnly { return .answer(NBDError.notPermitted) }
+      guard geometry.canTrim else { return .answer(NBDError.invalid) }
       return range(geometry, beyond: NBDError.invalid) ?? .perform(.trim)
     case NBDCommand.writeZeroes:
       known |= NBDCommandFlag.noHole | NBDCommandFlag.fastZero

@@ -10,13 +10,6 @@ struct SpinPolicy {
   let maximumNanoseconds: UInt64
   /// A gap shorter than this between a reply and the next request means that more requests are on their way.
   static let pipelinedGap: UInt64 = 4_000
-  /// How long to let requests pile up when sleeps are hardly longer than falling asleep.
-  ///
-  /// A client with a deep queue wakes a sleeping server with nearly every request it sends, which costs the client
-  /// more than the request. Left alone for as long as it takes to send two or three, it wakes nobody.
-  static let gatherNanoseconds: UInt64 = 10_000
-  /// Sleeps shorter than this on average are not worth falling asleep for.
-  private static let shortSleep: UInt64 = 12_000
   /// Requests a turn, recent average, in sixteenths.
   private var averageBatch: UInt64 = 16
   /// Time until the next request came, recent average over spins that paid, in nanoseconds.
@@ -25,11 +18,6 @@ struct SpinPolicy {
   private var skips: UInt32 = 0
   /// What `skips` is set to after the next failure.
   private var penalty: UInt32 = 1
-
-  /// Duration of sleeps, recent average, in nanoseconds.
-  private var averageSleep: UInt64 = 100_000
-  /// The last gathering brought something.
-  private var isGathering = false
 
   init(maximumNanoseconds: UInt64) {
     self.maximumNanoseconds = maximumNanoseconds
@@ -67,20 +55,8 @@ struct SpinPolicy {
     penalty = min(penalty &* 2, 1024)
   }
 
-  /// Asked before falling asleep: whether to let requests pile up first.
-  func shouldGather() -> Bool {
-    maximumNanoseconds > 0 && (isGathering || averageSleep < Self.shortSleep)
-  }
-
-  /// Whether gathering brought anything; if not, it takes some dozens of short sleeps until the next try.
-  mutating func gathered(_ found: Bool) {
-    isGathering = found
-    averageSleep = 1_000_000
-  }
-
   /// Something came after so many nanoseconds of sleep, the wake-up included.
   mutating func slept(_ duration: UInt64) {
-    averageSleep = (averageSleep &* 7 &+ min(duration, 100_000)) >> 3
     // Spinning would have caught it.
     if duration < maximumNanoseconds {
       skips = 0

@@ -208,9 +208,6 @@ final class WorkerLoop {
     if state.pointee.spin.shouldSpin() && !state.pointee.isStopping {
       if spin() { return }
     }
-    if state.pointee.spin.shouldGather() && !state.pointee.isStopping {
-      if gather() { return }
-    }
     guard target.armWakeup() else { return }
     counters.add(.sleeps)
     let before = MonotonicClock.nanoseconds()
@@ -254,28 +251,6 @@ final class WorkerLoop {
     } else {
       state.pointee.spin.miss()
     }
-    return found
-  }
-
-  /// Lets requests that are on their way pile up, then looks once.
-  ///
-  /// - Returns: whether some came.
-  private func gather() -> Bool {
-    counters.add(.gathers)
-    let start = MonotonicClock.nanoseconds()
-    var now = start
-    while now &- start < SpinPolicy.gatherNanoseconds {
-      cxen_spin_hint()
-      now = MonotonicClock.nanoseconds()
-    }
-    state.pointee.now = now
-    counters.add(.spinNanoseconds, now &- start)
-    let hot = state.pointee.hotConnection
-    var found = hot >= 0 && lookAtHot(hot)
-    lookForEvents(milliseconds: 0)
-    if target.poll() { found = true }
-    found = found || runQueue.count > 0 || flushQueue.count > 0
-    state.pointee.spin.gathered(found)
     return found
   }
 

@@ -42,9 +42,7 @@ public struct WorkerStatistics: Sendable, Equatable {
     case spins
     /// Of those, times that something came.
     case spinHits
-    /// Times the thread let requests pile up for a moment instead of sleeping.
-    case gathers
-    /// Nanoseconds spent spinning and gathering.
+    /// Nanoseconds spent spinning.
     case spinNanoseconds
   }
 

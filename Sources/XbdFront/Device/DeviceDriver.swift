@@ -51,14 +51,14 @@ final class DeviceDriver {
   func run() {
     do throws(XbdError) {
       var loop = try watch()
-      try perform(
+      perform(
         machine.handle(.started(own: try state(location.frontendState), backend: try backendState())))
       while machine.phase != .finished {
         try turn(&loop)
       }
     } catch {
-      shared.fail(error)
-      release()
+      // Without xenstore there is no handshake left to go through, but whoever waits for requests is told.
+      perform(machine.handle(.actionFailed(error)))
     }
     shared.finished()
   }
@@ -82,16 +82,16 @@ final class DeviceDriver {
 
   private func turn(_ loop: inout EventLoop) throws(XbdError) {
     _ = loop.wait(milliseconds: timeout())
-    for message in shared.takeMessages() { try receive(message) }
+    for message in shared.takeMessages() { receive(message) }
     try receiveWatches()
     let now = MonotonicClock.nanoseconds()
     if let grace = graceDeadline, now >= grace {
       graceDeadline = nil
-      try perform(machine.handle(.graceExpired))
+      perform(machine.handle(.graceExpired))
     }
     if let deadline, now >= deadline {
       self.deadline = nil
-      try perform(machine.handle(.timedOut))
+      perform(machine.handle(.timedOut))
     }
   }
 
@@ -101,18 +101,18 @@ final class DeviceDriver {
     return first <= now ? 0 : Int32(clamping: (first - now) / 1_000_000 + 1)
   }
 
-  private func receive(_ message: DriverMessage) throws(XbdError) {
+  private func receive(_ message: DriverMessage) {
     switch message {
     case .close:
-      try perform(machine.handle(.closeRequested))
+      perform(machine.handle(.closeRequested))
     case .report(.drained(let queue)):
       drained.insert(queue)
-      if drained.count == connections.count { try perform(machine.handle(.drained)) }
+      if drained.count == connections.count { perform(machine.handle(.drained)) }
     case .report(.violation(let queue, let violation)):
       let sentence =
         "\(location.frontend) is broken: \(violation) (queue \(queue)); everything in flight has failed"
       for connection in connections { connection.control.tell { $0.failEverything = .ioError } }
-      try perform(machine.handle(.violation(sentence)))
+      perform(machine.handle(.violation(sentence)))
     case .report(.message(let text)):
       logger.warning("\(location.frontend): \(text)")
     }
@@ -130,20 +130,21 @@ final class DeviceDriver {
       throw XbdError(error, during: "reading xenstore watches")
     }
     if frontendMoved, try !exists(location.frontend + "/" + Key.backend) {
-      return try perform(machine.handle(.directoryRemoved))
+      return perform(machine.handle(.directoryRemoved))
     }
-    if backendMoved { try perform(machine.handle(.backendState(try backendState()))) }
+    if backendMoved { perform(machine.handle(.backendState(try backendState()))) }
   }
 
   // MARK: Actions
 
-  private func perform(_ actions: [FrontendStateMachine.Action]) throws(XbdError) {
+  private func perform(_ actions: [FrontendStateMachine.Action]) {
     for action in actions {
       do throws(XbdError) {
         try perform(action)
       } catch {
-        // What is left of the list assumed that this one worked.
-        return try perform(machine.handle(.actionFailed(error)))
+        // What is left of the list assumed that this one worked; only the list of a failure goes on to its end.
+        let instead = machine.handle(.actionFailed(error))
+        if !instead.isEmpty { return perform(instead) }
       }
     }
   }
@@ -250,8 +251,13 @@ final class DeviceDriver {
   private func rereadSize() throws(XbdError) {
     guard let old = features else { return }
     let nodes = try backendNodes()
-    let sectors = try wellFormed { () throws(MalformedNode) in
-      try DeviceFeatures.sectorCount(nodes, sectorSize: old.sectorSize)
+    let sectors: UInt64
+    do throws(MalformedNode) {
+      sectors = try DeviceFeatures.sectorCount(nodes, sectorSize: old.sectorSize)
+    } catch {
+      // The device works as it is: no reason to take it from its users.
+      logger.warning("the backend's \(error) in \(location.backend): the size stays as it was")
+      return
     }
     guard sectors != old.sectorCount else { return }
     features?.sectorCount = sectors

@@ -163,7 +163,7 @@ struct GrantPool: ~Copyable {
         return true
       } catch {
         guard count > 1 else {
-          meetLimit(error)
+          meetLimit(error, bound: sharedPages)
           return false
         }
         count /= 2
@@ -171,12 +171,12 @@ struct GrantPool: ~Copyable {
     }
   }
 
-  /// The domain has no more pages for us: live with those we have, and say so.
-  private mutating func meetLimit(_ error: XenError) {
-    guard sharedPages < bound else { return }
+  /// The domain has no more pages for us: live with fewer, and say so.
+  private mutating func meetLimit(_ error: XenError, bound new: Int) {
+    guard new < bound else { return }
     limitMessage =
-      "the grant pool stays at \(sharedPages) of \(bound) pages, requests will wait for each other: \(error)"
-    bound = max(sharedPages, 1)
+      "the grant pool stays at \(new) of \(capacity) pages, requests will wait for each other: \(error)"
+    bound = max(new, 1)
   }
 
   private mutating func adopt(_ chunk: SharedPages) -> PageList {
@@ -201,7 +201,8 @@ struct GrantPool: ~Copyable {
       highWater = max(highWater, sharedPages)
       return list
     } catch {
-      if sharedPages == 0 { meetLimit(error) }
+      // Asked for half as much, a request may still find its pages.
+      meetLimit(error, bound: sharedPages + count / 2)
       return nil
     }
   }

@@ -60,7 +60,7 @@ public struct TransportFeatures: Equatable, Sendable {
 public struct DeviceFeatures: Equatable, Sendable {
   /// The size in 512-byte units.
   public var sectorCount: UInt64
-  /// The logical sector in bytes, a power of two of at least 512.
+  /// The logical sector in bytes, a power of two from 512 to 4,096.
   public var sectorSize: Int
   /// The physical sector in bytes, a multiple of the logical one.
   public var physicalSectorSize: Int
@@ -77,19 +77,13 @@ public struct DeviceFeatures: Equatable, Sendable {
 
   /// Reads the properties of a connected backend's directory.
   public init(_ nodes: Nodes) throws(MalformedNode) {
-    sectorSize = Int(try number(nodes, Key.sectorSize, 512...(1 << 20)) ?? 512)
+    // A sector larger than a granted page could not be changed in part, nor sent in one segment.
+    sectorSize = Int(try number(nodes, Key.sectorSize, 512...4096) ?? 512)
     guard sectorSize.nonzeroBitCount == 1 else {
       throw MalformedNode(
-        Key.sectorSize, nodes[Key.sectorSize], expected: "a power of two of at least 512")
+        Key.sectorSize, nodes[Key.sectorSize], expected: "a power of two from 512 to 4096")
     }
-    guard let sectors = try number(nodes, Key.sectors, 0...(UInt64(Int64.max) >> 9)) else {
-      throw MalformedNode(Key.sectors, nil, expected: "the size in 512-byte sectors")
-    }
-    guard sectors % UInt64(sectorSize / 512) == 0 else {
-      throw MalformedNode(
-        Key.sectors, nodes[Key.sectors], expected: "a multiple of the sector size of \(sectorSize) bytes")
-    }
-    sectorCount = sectors
+    sectorCount = try Self.sectorCount(nodes, sectorSize: sectorSize)
     let physical = Int(try number(nodes, Key.physicalSectorSize, 0...(1 << 30)) ?? 0)
     physicalSectorSize = physical >= sectorSize && physical % sectorSize == 0 ? physical : sectorSize
     info = DiskInfo(rawValue: UInt32(try number(nodes, Key.info, 0...UInt64(UInt32.max)) ?? 0))
@@ -101,9 +95,14 @@ public struct DeviceFeatures: Equatable, Sendable {
 
   /// Only the size, for a device that is in use while it is resized.
   public static func sectorCount(_ nodes: Nodes, sectorSize: Int) throws(MalformedNode) -> UInt64 {
-    var copy = nodes
-    copy[Key.sectorSize] = Array(String(sectorSize).utf8)
-    return try DeviceFeatures(copy).sectorCount
+    guard let sectors = try number(nodes, Key.sectors, 0...(UInt64(Int64.max) >> 9)) else {
+      throw MalformedNode(Key.sectors, nil, expected: "the size in 512-byte sectors")
+    }
+    guard sectors % UInt64(sectorSize / 512) == 0 else {
+      throw MalformedNode(
+        Key.sectors, nodes[Key.sectors], expected: "a multiple of the sector size of \(sectorSize) bytes")
+    }
+    return sectors
   }
 
   /// QEMU publishes zeroes for "don't know"; a backend that names no extent means the sector.
@@ -116,8 +115,9 @@ public struct DeviceFeatures: Equatable, Sendable {
       throw MalformedNode(
         Key.discardGranularity, nodes[Key.discardGranularity], expected: "a multiple of the sector size")
     }
-    guard alignment % 512 == 0 else {
-      throw MalformedNode(Key.discardAlignment, nodes[Key.discardAlignment], expected: "a multiple of 512")
+    guard alignment % UInt64(sectorSize) == 0 else {
+      throw MalformedNode(
+        Key.discardAlignment, nodes[Key.discardAlignment], expected: "a multiple of the sector size")
     }
     return DiscardLimits(
       granularity: granularity, alignment: alignment % granularity,

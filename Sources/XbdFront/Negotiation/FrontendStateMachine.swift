@@ -225,7 +225,12 @@ public struct FrontendStateMachine: Sendable, Equatable {
   private mutating func timedOut() -> [Action] {
     switch phase {
     case .resettingClosing, .resettingClosed:
-      // The backend does not follow; perhaps it will start afresh all the same.
+      // A backend that is still connected is so to the earlier user's ring, and would never look at ours.
+      if backend == .initialised || backend == .connected {
+        return fail(
+          XbdError(.timedOut, "the backend stays at state \(backend) and does not let go of an earlier ring"))
+      }
+      // It does not follow; perhaps it will start afresh all the same.
       return beginWaiting()
     case .waitingForBackend:
       return fail(

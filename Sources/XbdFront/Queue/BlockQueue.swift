@@ -108,14 +108,16 @@ public final class BlockQueue: @unchecked Sendable {
       wasWoken.store(false, ordering: .sequentiallyConsistent)
       wakeup.drain()
     }
+    var wasEvent = false
     if isArmed {
       isArmed = false
-      takeEvents()
+      wasEvent = takeEvents()
     }
     if control.hasNews { applyNews() }
     var ended = false
     while true {
-      _ = core.pointee.retryParked()
+      core.pointee.hasWork = false
+      core.pointee.retryParked()
       core.pointee.issuePending()
       publish()
       let served = inlineBackend?.run() ?? false
@@ -124,7 +126,9 @@ public final class BlockQueue: @unchecked Sendable {
         ended = true
         onCompletion(completion)
       }
-      if !served && !answered { break }
+      if wasEvent, !answered { core.pointee.counters.spuriousEvents &+= 1 }
+      wasEvent = false
+      if !served && !answered && !core.pointee.hasWork { break }
     }
     reportTrouble()
     if control.isDraining, core.pointee.unfinished == 0 { control.reportDrained() }
@@ -138,28 +142,34 @@ public final class BlockQueue: @unchecked Sendable {
   /// - Returns: false when there is work already: call `poll` instead of sleeping.
   public func armWakeup() -> Bool {
     // A backend on this thread is run by `poll`, not by events; what it still works on wakes its own descriptor.
+    if core.pointee.hasWork { return false }
     if inlineBackend != nil { return !control.hasNews }
     isArmed = true
     if maskedPort {
       maskedPort = false
       do throws(XenError) { try channels.unmask(port) } catch { control.send(error.message) }
     }
-    guard core.pointee.broken == nil else { return true }
+    guard !core.pointee.isDead else { return !control.hasNews }
     return core.pointee.ring.armNotification() && !control.hasNews
   }
 
   /// Descriptors that become readable when `poll` should be called; constant once the queue is connected.
+  ///
+  /// Events of a backend on this thread say nothing that `poll` does not see: nobody takes them, so a thread that
+  /// waited for them would never sleep again.
   public var descriptors: [Int32] {
-    [wakeup.fileDescriptor, channels.fileDescriptor]
-      + (inlineBackend.map { $0.wakeDescriptor >= 0 ? [$0.wakeDescriptor] : [] } ?? [])
+    guard let inlineBackend else { return [wakeup.fileDescriptor, channels.fileDescriptor] }
+    let descriptor = inlineBackend.wakeDescriptor
+    return descriptor >= 0 ? [wakeup.fileDescriptor, descriptor] : [wakeup.fileDescriptor]
   }
 
   /// Makes the owner thread call `poll` soon.
   ///
   /// Safe from any thread.
   public func wake() {
-    wasWoken.store(true, ordering: .sequentiallyConsistent)
+    // In this order: a flag taken down before the signal came would leave the descriptor readable for ever.
     wakeup.signal()
+    wasWoken.store(true, ordering: .sequentiallyConsistent)
   }
 
   /// Lets a backend of the same process run on this queue's thread.
@@ -199,7 +209,7 @@ public final class BlockQueue: @unchecked Sendable {
   // MARK: Inside
 
   private func publish() {
-    guard core.pointee.ring.hasUnpublished, core.pointee.broken == nil else { return }
+    guard core.pointee.ring.hasUnpublished, !core.pointee.isDead else { return }
     switch core.pointee.ring.publish() {
     case .required:
       core.pointee.counters.notificationsSent &+= 1
@@ -210,15 +220,20 @@ public final class BlockQueue: @unchecked Sendable {
   }
 
   /// Takes the events that woke us; the port stays masked until the ring has been looked through.
-  private func takeEvents() {
+  ///
+  /// - Returns: whether there were any.
+  private func takeEvents() -> Bool {
+    var any = false
     do throws(XenError) {
       while try channels.nextPending() != nil {
+        any = true
         maskedPort = true
         core.pointee.counters.events &+= 1
       }
     } catch {
       control.send(error.message)
     }
+    return any
   }
 
   /// The control thread has something to say: a new size, or that the device is closing.
@@ -226,7 +241,7 @@ public final class BlockQueue: @unchecked Sendable {
     let news = control.takeNews()
     if let sectors = news.sectorCount { core.pointee.parameters.sectorCount = sectors }
     if let refusal = news.refusal { core.pointee.refusal = refusal }
-    if let status = news.failEverything { core.pointee.failAll(status) }
+    if let status = news.failEverything { core.pointee.giveUp(status) }
     news.wantsCounters?.put(counters)
   }
 

@@ -39,22 +39,13 @@ extension QueueCore {
 
   /// Tries the operations that wait at the gate again, in their order.
   ///
-  /// - Returns: whether any got through.
-  mutating func retryParked() -> Bool {
-    guard !parked.isEmpty else { return false }
-    var waiting = parked
-    var progress = false
-    parked = OperationList()
-    while !waiting.isEmpty {
-      let slot = waiting.first
-      waiting.removeFirst(operations)
-      if enterGate(slot) {
-        progress = true
-        enqueue(slot)
-      } else {
-        parked.append(slot, operations)
-      }
+  /// What holds the first one back holds back those behind it too: nobody overtakes, nobody starves.
+  mutating func retryParked() {
+    while !parked.isEmpty {
+      let slot = parked.first
+      guard enterGate(slot) else { return }
+      parked.removeFirst(operations)
+      enqueue(slot)
     }
-    return progress
   }
 }

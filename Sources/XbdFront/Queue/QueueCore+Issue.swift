@@ -9,12 +9,17 @@ internal import Platform
 internal import Xen
 
 extension QueueCore {
-  /// Puts as much as possible of what is pending into the ring, in order.
+  /// Puts as much as possible of what is pending into the ring: in order, but the large ones in turns.
   mutating func issuePending() {
     while !pending.isEmpty {
       let slot = pending.first
       guard issue(slot) else { return }
       pending.removeFirst(operations)
+      if operations[Int(slot)].yields {
+        operations[Int(slot)].yields = false
+        pending.append(slot, operations)
+        continue
+      }
       operations[Int(slot)].state = .active
       if operations[Int(slot)].outstanding == 0 { advance(slot) }
     }
@@ -43,6 +48,11 @@ extension QueueCore {
   private mutating func issueData(_ slot: Int32) -> Bool {
     let operation = operations + Int(slot)
     while operation.pointee.issued < operation.pointee.alignedCount {
+      if operation.pointee.issued >= operation.pointee.turnEnd, operation.pointee.next >= 0 {
+        operation.pointee.turnEnd = operation.pointee.issued &+ Self.turnBytes
+        operation.pointee.yields = true
+        return true
+      }
       let left = operation.pointee.alignedCount - operation.pointee.issued
       let issued =
         operation.pointee.pages.isEmpty
@@ -84,6 +94,7 @@ extension QueueCore {
   ) -> UInt64 {
     guard hasRingSlot() else { return 0 }
     guard let (pages, indirect) = takePages(min(parameters.maxSegments, pageCount(left))) else { return 0 }
+    copyPages += Int(pages.count + indirect.count)
     let count = min(left, UInt64(pages.count) << Page.shift)
     if role == .data, operations[Int(slot)].command != .read { copyIn(slot, offset, Int(count), pages) }
     _ = push(
@@ -96,6 +107,14 @@ extension QueueCore {
   /// - Parameter wanted: segments; fewer are given when the pool is small and nothing in flight will return any.
   private mutating func takePages(_ wanted: Int) -> (PageList, PageList)? {
     var segments = wanted
+    if callersWantPages {
+      let share = max(pool.bound / 4, 1)
+      guard copyPages == 0 || copyPages < share else {
+        counters.waitsForPages &+= 1
+        return nil
+      }
+      segments = min(segments, max((share - copyPages) / 2, 1))
+    }
     while segments > 0 {
       let lists = segments > BlkIf.maxDirectSegments ? BlkIf.indirectPages(forSegments: segments) : 0
       if let indirect = lists == 0 ? PageList() : pool.take(lists) {
@@ -173,15 +192,17 @@ extension QueueCore {
     count: UInt64 = 0, own: PageList = PageList(), indirect: PageList = PageList()
   ) -> UInt64 {
     let place = inFlight.take()
-    inFlight[place].operation = slot
-    inFlight[place].wireOperation = wire.rawValue
-    inFlight[place].isIndirect = !indirect.isEmpty
-    inFlight[place].role = role
-    inFlight[place].offset = offset
-    inFlight[place].count = count
-    inFlight[place].pages = own
-    inFlight[place].indirectPages = indirect
-    (operations + Int(slot)).pointee.outstanding += 1
+    let request = inFlight.record(place)
+    request.pointee.operation = slot
+    request.pointee.wireOperation = wire.rawValue
+    request.pointee.isIndirect = !indirect.isEmpty
+    request.pointee.role = role
+    request.pointee.offset = offset
+    request.pointee.count = count
+    request.pointee.pages = own
+    request.pointee.indirectPages = indirect
+    let operation = operations + Int(slot)
+    operation.pointee.outstanding += 1
     return inFlight.id(place)
   }
 

@@ -12,7 +12,7 @@ extension QueueCore {
   ///
   /// - Returns: whether there were any.
   mutating func reap() -> Bool {
-    guard broken == nil else { return false }
+    guard !isDead else { return false }
     do throws(RingViolation) {
       let count = try ring.availableResponses()
       for _ in 0..<count {
@@ -34,28 +34,30 @@ extension QueueCore {
 
   /// One request has been answered.
   private mutating func complete(_ place: Int32, _ response: WireResponse) {
-    let record = inFlight[place]
+    let record = inFlight.record(place).pointee
     let slot = record.operation
+    let operation = operations + Int(slot)
     counters.responses &+= 1
     if response.operation != record.wireOperation { counters.outerOperationResponses &+= 1 }
     switch ResponseStatus(wire: response.status) {
     case .okay:
       if record.role == .edge {
         copyEdgeOut(record)
-      } else if record.role == .data, operations[Int(slot)].command == .read {
+      } else if record.role == .data, operation.pointee.command == .read {
         copyOut(record)
       }
     case .error:
-      operations[Int(slot)].status = .ioError
+      operation.pointee.status = .ioError
     case .notSupported:
       counters.unsupportedResponses &+= 1
       dropFeature(record)
     }
+    if !record.pages.isEmpty { copyPages -= Int(record.pages.count + record.indirectPages.count) }
     pool.put(record.pages)
     pool.put(record.indirectPages)
     inFlight.put(place)
-    (operations + Int(slot)).pointee.outstanding -= 1
-    if operations[Int(slot)].outstanding == 0, operations[Int(slot)].state == .active { advance(slot) }
+    operation.pointee.outstanding -= 1
+    if operation.pointee.outstanding == 0, operation.pointee.state == .active { advance(slot) }
   }
 
   /// The backend refuses what it had offered: do without from now on, and do this request the next best way.
@@ -105,6 +107,7 @@ extension QueueCore {
   private mutating func begin(step: OperationRecord.Step, _ slot: Int32) {
     operations[Int(slot)].step = step
     operations[Int(slot)].issued = 0
+    operations[Int(slot)].turnEnd = Self.turnBytes
     operations[Int(slot)].cursor = operations[Int(slot)].pages.first
     enqueue(slot)
   }
@@ -113,11 +116,15 @@ extension QueueCore {
   mutating func breakDown(_ violation: ProtocolViolation) {
     guard broken == nil else { return }
     broken = violation
-    failAll(.ioError)
+    giveUp(.ioError)
   }
 
-  /// Ends every operation that was submitted and is not reported, whatever is in flight for it.
-  mutating func failAll(_ status: OperationStatus) {
+  /// Ends every operation that was submitted and is not reported, whatever is in flight for it, and the queue with
+  /// them: a late answer would be taken for the answer to whoever has the operation's place by then.
+  mutating func giveUp(_ status: OperationStatus) {
+    guard !isDead else { return }
+    isDead = true
+    if refusal == nil { refusal = status }
     pending = OperationList()
     parked = OperationList()
     for slot in 0..<Int32(Self.operationCapacity) {

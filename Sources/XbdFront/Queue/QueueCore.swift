@@ -20,6 +20,8 @@ struct QueueCore: ~Copyable {
   static let operationCapacity = 1024
   /// The largest read or write, in bytes.
   static let maxByteCount: UInt64 = 64 << 20
+  /// Bytes that an operation may put into the ring before others get their turn.
+  static let turnBytes: UInt64 = 1 << 20
 
   let index: Int
   var parameters: QueueParameters
@@ -41,12 +43,23 @@ struct QueueCore: ~Copyable {
   var completed = OperationList()
   /// The unaligned write of this queue that runs alone or is about to; -1 when there is none.
   var alone: Int32 = -1
-  /// Granted pages in operations that wait for their caller, not for the backend.
+  /// Granted pages of operations, from `begin` to the end of their use.
+  var operationPages = 0
+  /// Those of them in operations that wait for their caller, not for the backend.
   var pagesHeldByCallers = 0
+  /// Granted pages in flight for copies and zeroes.
+  var copyPages = 0
+  /// Set while a caller was sent away for want of pages: copies then keep to their quarter of the pool.
+  var callersWantPages = false
+  /// Set when something came up that the next turn of `poll` can move forward.
+  var hasWork = false
   /// Operations submitted and not reported.
   var unfinished = 0
   /// Set once; everything fails from then on.
   var broken: ProtocolViolation?
+  /// Set once, when the queue is broken or given up: the ring is looked at no more, and no page of it is used
+  /// again, because the backend may still be writing.
+  var isDead = false
   /// What new operations fail with: the device is closing or gone.
   var refusal: OperationStatus?
 
@@ -132,8 +145,8 @@ struct QueueCore: ~Copyable {
 
   /// Finds the memory that an operation's payload passes through.
   ///
-  /// Granted pages where they serve; private memory for copying otherwise. Pages that wait for a slow caller are
-  /// kept below three quarters of the pool, so that others always find some.
+  /// Granted pages where they serve; private memory for copying otherwise. Operations hold at most three quarters
+  /// of the pool, because slow callers can keep it for as long as they like: what is copied always finds some.
   ///
   /// - Returns: false when there is none at the moment.
   private mutating func giveMemory(_ operation: UnsafeMutablePointer<OperationRecord>) -> Bool {
@@ -145,17 +158,20 @@ struct QueueCore: ~Copyable {
       return !isUnaligned || giveBuffer(operation, 2 * parameters.sectorSize, cleared: true)
     }
     let pages = (count + Page.size - 1) >> Page.shift
-    if parameters.copy == .direct, command == .read || !isUnaligned, pages * 3 <= pool.bound,
-      pagesHeldByCallers + pages <= pool.bound * 3 / 4
-    {
-      if let list = pool.take(pages) {
+    if parameters.copy == .direct, command == .read || !isUnaligned, pages * 3 <= pool.bound {
+      let share = pool.bound * 3 / 4
+      if operationPages + pages <= share, let list = pool.take(pages) {
         operation.pointee.pages = list
         operation.pointee.cursor = list.first
+        operationPages += pages
         pagesHeldByCallers += pages
+        callersWantPages = false
         return true
       }
-      if inFlight.count > 0 {
+      // Worth waiting for, if the backend has them.
+      if inFlight.count > 0, pagesHeldByCallers + pages <= share {
         counters.waitsForPages &+= 1
+        callersWantPages = true
         return false
       }
     }
@@ -184,12 +200,13 @@ struct QueueCore: ~Copyable {
       operation.pointee.byteCount > 0 || operation.pointee.command == .flush
     else { return finish(slot) }
     if operation.pointee.command == .write { clearTail(operation) }
-    if !enterGate(slot) {
+    if parked.isEmpty || !operation.pointee.needsGate, enterGate(slot) {
+      enqueue(slot)
+    } else {
+      // Behind those that wait already, or they might wait for ever.
       counters.waitsForSectors &+= 1
       operation.pointee.state = .parked
       parked.append(slot, operations)
-    } else {
-      enqueue(slot)
     }
   }
 
@@ -226,6 +243,7 @@ struct QueueCore: ~Copyable {
     pagesHeldByCallers += Int(operation.pointee.pages.count)
     operation.pointee.state = .done
     completed.append(slot, operations)
+    hasWork = true
   }
 
   private mutating func free(_ slot: Int32) {
@@ -234,11 +252,13 @@ struct QueueCore: ~Copyable {
     operation.pointee.state = .free
     operation.pointee.next = freeOperation
     freeOperation = slot
+    // These pages may be what a pending operation waits for.
+    if !pending.isEmpty { hasWork = true }
   }
 
   private mutating func freeMemory(_ operation: UnsafeMutablePointer<OperationRecord>) {
-    // A backend that broke the protocol may still be writing: its pages are never used again.
-    if broken == nil { pool.put(operation.pointee.pages) }
+    operationPages -= Int(operation.pointee.pages.count)
+    if !isDead { pool.put(operation.pointee.pages) }
     operation.pointee.pages = PageList()
     if let buffer = operation.pointee.buffer {
       buffers.put(buffer, operation.pointee.bufferSize)
@@ -279,5 +299,6 @@ struct QueueCore: ~Copyable {
   mutating func enqueue(_ slot: Int32) {
     operations[Int(slot)].state = .queued
     pending.append(slot, operations)
+    hasWork = true
   }
 }

@@ -38,6 +38,8 @@ struct OperationRecord {
   var isUnaligned = false
   /// Counted by the write gate.
   var holdsGate = false
+  /// It has had its turn, and goes behind the others with what is left of it.
+  var yields = false
   /// Some request was refused as indirect: run the step again with direct ones.
   var mustRestart = false
   var status = OperationStatus.okay
@@ -51,6 +53,8 @@ struct OperationRecord {
   var alignedCount: UInt64 = 0
   /// Bytes of the aligned range that have been put into the ring.
   var issued: UInt64 = 0
+  /// Where in the aligned range its turn is over, if others wait.
+  var turnEnd: UInt64 = QueueCore.turnBytes
   /// Requests in flight.
   var outstanding: Int32 = 0
   /// The operation's granted pages; byte n of the aligned range lies in page n / 4096.
@@ -63,6 +67,9 @@ struct OperationRecord {
   var bufferSize = 0
   /// The next in whichever list the operation is in.
   var next: Int32 = -1
+
+  /// Whether it changes sectors that an unaligned write may be changing.
+  var needsGate: Bool { command != .read && command != .flush }
 }
 
 /// A first-in first-out list threaded through the operation table.
@@ -162,16 +169,15 @@ struct InFlightTable: ~Copyable {
   mutating func take() -> Int32 {
     let slot = freeHead
     precondition(slot >= 0, "more requests in flight than the ring holds")
-    freeHead = records[Int(slot)].nextFree
-    (records + Int(slot)).pointee.generation &+= 1
+    let record = record(slot)
+    freeHead = record.pointee.nextFree
+    record.pointee.generation &+= 1
     count += 1
     return slot
   }
 
-  subscript(slot: Int32) -> InFlightRecord {
-    @inline(__always) unsafeAddress { UnsafePointer(records + Int(slot)) }
-    @inline(__always) unsafeMutableAddress { records + Int(slot) }
-  }
+  /// A request's record, to be filled in.
+  func record(_ slot: Int32) -> UnsafeMutablePointer<InFlightRecord> { records + Int(slot) }
 
   /// The number that names a slot in a request: generation above, slot below, so that a stale or repeated answer
   /// is told from a right one.
@@ -196,8 +202,9 @@ struct InFlightTable: ~Copyable {
 
   /// Gives a slot back.
   mutating func put(_ slot: Int32) {
-    records[Int(slot)].operation = -1
-    records[Int(slot)].nextFree = freeHead
+    let record = record(slot)
+    record.pointee.operation = -1
+    record.pointee.nextFree = freeHead
     freeHead = slot
     count -= 1
   }

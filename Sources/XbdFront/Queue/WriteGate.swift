@@ -26,6 +26,8 @@ public final class WriteGate: Sendable {
   /// The addition comes before the look at `owner`, and `enterAlone` stores `owner` before it looks at the count:
   /// with sequential consistency at least one of the two sees the other.
   func enter() -> Bool {
+    // Without this look a queue that waits here would wake itself, and everybody else, with every try.
+    if owner.load(ordering: .relaxed) != 0 { return false }
     writers.add(1, ordering: .sequentiallyConsistent)
     if owner.load(ordering: .sequentiallyConsistent) == 0 { return true }
     leave()
