@@ -1,15 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// `--run`: a shell command that uses the service; when it ends, so do we.
+// A program that we run and wait for: the shell command of `--run`, the program of `loopback exec`.
 
 import Glibc
 
-/// A running shell command.
+/// A running program.
 struct ChildCommand {
   private let process: pid_t
 
   /// Starts `/bin/sh -c command` with `$uri`, `$unixsocket` and `$exportname` set.
   init(_ command: String, variables: [(String, String)]) throws {
+    try self.init(["/bin/sh", "-c", command], environment: Self.environment(adding: variables))
+  }
+
+  /// Starts a program, looked for in `$PATH`.
+  init(_ program: [String], environment: [String]) throws {
+    var attributes = posix_spawnattr_t()
+    posix_spawnattr_init(&attributes)
+    defer { posix_spawnattr_destroy(&attributes) }
+    Signals.restoreInChild(&attributes)
+    var argumentPointers: [UnsafeMutablePointer<CChar>?] = program.map { strdup($0) } + [nil]
+    var environmentPointers: [UnsafeMutablePointer<CChar>?] = environment.map { strdup($0) } + [nil]
+    defer {
+      for pointer in argumentPointers + environmentPointers { free(pointer) }
+    }
+    var started: pid_t = 0
+    let code = posix_spawnp(
+      &started, program[0], nil, &attributes, &argumentPointers, &environmentPointers)
+    guard code == 0 else {
+      throw Failure("cannot run \"\(program[0])\": \(String(cString: strerror(code)))")
+    }
+    process = started
+  }
+
+  /// This process's environment with variables replaced or added.
+  static func environment(adding variables: [(String, String)]) -> [String] {
     var environment: [String] = []
     var entry = environ
     while let variable = entry.pointee {
@@ -17,24 +42,7 @@ struct ChildCommand {
       if !variables.contains(where: { text.hasPrefix($0.0 + "=") }) { environment.append(text) }
       entry += 1
     }
-    environment += variables.map { "\($0.0)=\($0.1)" }
-    var attributes = posix_spawnattr_t()
-    posix_spawnattr_init(&attributes)
-    defer { posix_spawnattr_destroy(&attributes) }
-    Signals.restoreInChild(&attributes)
-    var argumentPointers: [UnsafeMutablePointer<CChar>?] = []
-    for argument in ["/bin/sh", "-c", command] { argumentPointers.append(strdup(argument)) }
-    argumentPointers.append(nil)
-    var environmentPointers: [UnsafeMutablePointer<CChar>?] = []
-    for variable in environment { environmentPointers.append(strdup(variable)) }
-    environmentPointers.append(nil)
-    defer {
-      for pointer in argumentPointers + environmentPointers { free(pointer) }
-    }
-    var started: pid_t = 0
-    let code = posix_spawn(&started, "/bin/sh", nil, &attributes, &argumentPointers, &environmentPointers)
-    guard code == 0 else { throw Failure("cannot run \"\(command)\": \(String(cString: strerror(code)))") }
-    process = started
+    return environment + variables.map { "\($0.0)=\($0.1)" }
   }
 
   /// Looks whether the command has ended.
