@@ -15,6 +15,7 @@ let package = Package(
   name: "xbd-user",
   products: [
     .executable(name: "xbd-user", targets: ["xbd-user"]),
+    .library(name: "Xen", targets: ["Xen"]),
     .library(name: "XbdFront", targets: ["XbdFront"]),
     .library(name: "XbdBack", targets: ["XbdBack"]),
     .library(name: "XenLoopback", targets: ["XenLoopback"]),
@@ -47,11 +48,17 @@ let package = Package(
     .target(name: "Blkif", dependencies: ["CXen", "Xen"], swiftSettings: strict),
     .target(
       name: "XbdFront",
-      dependencies: ["Blkif", "Xen", "Platform", .product(name: "Logging", package: "swift-log")],
+      dependencies: [
+        "Blkif", "Xen", "Platform", .product(name: "Logging", package: "swift-log"),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
       swiftSettings: strict),
     .target(
       name: "XbdBack",
-      dependencies: ["Blkif", "Xen", "Platform", "CXen", .product(name: "Logging", package: "swift-log")],
+      dependencies: [
+        "Blkif", "Xen", "Platform", "CXen", .product(name: "Logging", package: "swift-log"),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
       swiftSettings: strict),
     .target(
       name: "XenLoopback",
@@ -77,7 +84,10 @@ let package = Package(
       ]),
     .target(
       name: "NBD",
-      dependencies: ["CXen", "Platform", .product(name: "Logging", package: "swift-log")],
+      dependencies: [
+        "CXen", "Platform", .product(name: "Logging", package: "swift-log"),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
       swiftSettings: strict),
     .executableTarget(
       name: "xbd-user",
@@ -107,7 +117,8 @@ let package = Package(
       ],
       path: "Tests/XenConformance", swiftSettings: strict),
     .executableTarget(
-      name: "xen-party", dependencies: ["XenConformance", "XenLoopback", "Xen", "Platform"], path: "Tests/XenParty",
+      name: "xen-party", dependencies: ["XenConformance", "XenLoopback", "Xen", "Platform"],
+      path: "Tests/XenParty",
       swiftSettings: strict),
     .testTarget(
       name: "XenTests", dependencies: ["Xen", "Platform"], swiftSettings: strict),

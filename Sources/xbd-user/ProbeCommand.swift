@@ -97,7 +97,7 @@ private struct Report: Encodable {
     maxSegments = transport?.maxSegments
     sectors = features?.sectorCount
     sectorSize = features?.sectorSize
-    readOnly = features?.info.contains(.readOnly)
+    readOnly = features.map { !$0.info.isDisjoint(with: [.readOnly, .cdrom]) }
     flush = features.map { $0.flushCache ? "flush" : $0.barrier ? "barrier" : "none" }
     discard = features.map { $0.discard != nil }
     persistent = features?.persistent

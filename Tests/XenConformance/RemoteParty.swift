@@ -48,8 +48,10 @@ public final class RemoteParty: ConformanceParty {
     posix_spawn_file_actions_adddup2(&actions, up.1, 1)
     var child: pid_t = 0
     var strings: [UnsafeMutablePointer<CChar>?] = arguments.map { strdup($0) } + [nil]
-    defer { for string in strings { free(string) } }
-    let code = made ? posix_spawn(&child, arguments[0], &actions, nil, &strings, environ) : EMFILE
+    // Not our own environment: other tests change it at this moment, when they connect to xenstore.
+    var environment: [UnsafeMutablePointer<CChar>?] = [strdup("PATH=/usr/sbin:/usr/bin:/sbin:/bin"), nil]
+    defer { for string in strings + environment { free(string) } }
+    let code = made ? posix_spawn(&child, arguments[0], &actions, nil, &strings, &environment) : EMFILE
     process = child
     guard code == 0 else { throw XenError(errno: Errno(rawValue: code), "cannot start \(arguments[0])") }
   }

@@ -65,9 +65,9 @@ public enum StorageOutcome: Equatable, Sendable {
 ///
 /// All calls may come from any thread at the same time; overlapping requests that are in flight together have no
 /// order.
-public protocol Storage: AnyObject, Sendable {
-  /// For people: the path, or what there is instead.
-  var description: String { get }
+///
+/// Its description, for people, is the path or what there is instead.
+public protocol Storage: AnyObject, Sendable, CustomStringConvertible {
   /// The size in bytes, a multiple of 512.
   var byteCount: UInt64 { get }
   /// Whether writes are refused.

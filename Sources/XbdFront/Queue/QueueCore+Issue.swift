@@ -192,15 +192,17 @@ extension QueueCore {
     count: UInt64 = 0, own: PageList = PageList(), indirect: PageList = PageList()
   ) -> UInt64 {
     let place = inFlight.take()
-    inFlight[place].operation = slot
-    inFlight[place].wireOperation = wire.rawValue
-    inFlight[place].isIndirect = !indirect.isEmpty
-    inFlight[place].role = role
-    inFlight[place].offset = offset
-    inFlight[place].count = count
-    inFlight[place].pages = own
-    inFlight[place].indirectPages = indirect
-    (operations + Int(slot)).pointee.outstanding += 1
+    let request = inFlight.record(place)
+    request.pointee.operation = slot
+    request.pointee.wireOperation = wire.rawValue
+    request.pointee.isIndirect = !indirect.isEmpty
+    request.pointee.role = role
+    request.pointee.offset = offset
+    request.pointee.count = count
+    request.pointee.pages = own
+    request.pointee.indirectPages = indirect
+    let operation = operations + Int(slot)
+    operation.pointee.outstanding += 1
     return inFlight.id(place)
   }
 

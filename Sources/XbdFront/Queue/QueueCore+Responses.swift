@@ -34,19 +34,20 @@ extension QueueCore {
 
   /// One request has been answered.
   private mutating func complete(_ place: Int32, _ response: WireResponse) {
-    let record = inFlight[place]
+    let record = inFlight.record(place).pointee
     let slot = record.operation
+    let operation = operations + Int(slot)
     counters.responses &+= 1
     if response.operation != record.wireOperation { counters.outerOperationResponses &+= 1 }
     switch ResponseStatus(wire: response.status) {
     case .okay:
       if record.role == .edge {
         copyEdgeOut(record)
-      } else if record.role == .data, operations[Int(slot)].command == .read {
+      } else if record.role == .data, operation.pointee.command == .read {
         copyOut(record)
       }
     case .error:
-      operations[Int(slot)].status = .ioError
+      operation.pointee.status = .ioError
     case .notSupported:
       counters.unsupportedResponses &+= 1
       dropFeature(record)
@@ -55,8 +56,8 @@ extension QueueCore {
     pool.put(record.pages)
     pool.put(record.indirectPages)
     inFlight.put(place)
-    (operations + Int(slot)).pointee.outstanding -= 1
-    if operations[Int(slot)].outstanding == 0, operations[Int(slot)].state == .active { advance(slot) }
+    operation.pointee.outstanding -= 1
+    if operation.pointee.outstanding == 0, operation.pointee.state == .active { advance(slot) }
   }
 
   /// The backend refuses what it had offered: do without from now on, and do this request the next best way.

@@ -114,6 +114,10 @@ struct QueueCore: ~Copyable {
       operation.pointee.alignedCount = ((request.byteOffset + request.byteCount + mask) & ~mask) - start
       operation.pointee.isUnaligned = (request.byteOffset | request.byteCount) & mask != 0
       guard giveMemory(operation) else { return nil }
+    } else if request.command == .write, request.byteCount > 0, request.byteCount <= Self.maxByteCount {
+      // It will fail, but its payload is on its way and has to go somewhere.
+      operation.pointee.byteCount = request.byteCount
+      guard giveBuffer(operation, Int(request.byteCount), cleared: false) else { return nil }
     }
     operation.pointee.state = .begun
     operation.pointee.next = -1

@@ -169,16 +169,15 @@ struct InFlightTable: ~Copyable {
   mutating func take() -> Int32 {
     let slot = freeHead
     precondition(slot >= 0, "more requests in flight than the ring holds")
-    freeHead = records[Int(slot)].nextFree
-    (records + Int(slot)).pointee.generation &+= 1
+    let record = record(slot)
+    freeHead = record.pointee.nextFree
+    record.pointee.generation &+= 1
     count += 1
     return slot
   }
 
-  subscript(slot: Int32) -> InFlightRecord {
-    @inline(__always) unsafeAddress { UnsafePointer(records + Int(slot)) }
-    @inline(__always) unsafeMutableAddress { records + Int(slot) }
-  }
+  /// A request's record, to be filled in.
+  func record(_ slot: Int32) -> UnsafeMutablePointer<InFlightRecord> { records + Int(slot) }
 
   /// The number that names a slot in a request: generation above, slot below, so that a stale or repeated answer
   /// is told from a right one.
@@ -203,8 +202,9 @@ struct InFlightTable: ~Copyable {
 
   /// Gives a slot back.
   mutating func put(_ slot: Int32) {
-    records[Int(slot)].operation = -1
-    records[Int(slot)].nextFree = freeHead
+    let record = record(slot)
+    record.pointee.operation = -1
+    record.pointee.nextFree = freeHead
     freeHead = slot
     count -= 1
   }

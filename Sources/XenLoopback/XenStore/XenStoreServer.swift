@@ -362,32 +362,6 @@ final class XenStoreServer {
     fire(special: "@releaseDomain")
   }
 
-  // MARK: replies
-
-  // Sorted, so that the parts of a list that is asked for in pieces fit together.
-  private static func names(_ node: XenStoreNode) -> [UInt8] {
-    node.children.keys.sorted().flatMap { Array($0.utf8) + [0] }
-  }
-
-  private static func part(_ node: XenStoreNode, _ offset: Int) -> [UInt8] {
-    let all = names(node)
-    var reply = Array("\(node.generation)\0".utf8)
-    guard offset < all.count else { return reply + [0] }
-    let room = XenStoreLimits.payloadBytes - reply.count - 1
-    var end = offset
-    while end < all.count {
-      guard let stop = all[end...].firstIndex(of: 0), stop + 1 - offset < room else { break }
-      end = stop + 1
-    }
-    reply.append(contentsOf: all[offset..<end])
-    if end == all.count { reply.append(0) }
-    return reply
-  }
-
-  private static func wire(_ rights: [XenStoreRight]) -> [UInt8] {
-    rights.flatMap { Array($0.wire.utf8) + [0] }
-  }
-
   // MARK: listening
 
   private final class Listener: LoopClient {

@@ -3,10 +3,18 @@
 // What a user may ask of the frontend, as `serve` and `probe` take it.
 
 public import ArgumentParser
+public import Blkif
 public import XbdFront
 
 extension CopyMode: ExpressibleByArgument {}
 extension GrantMode: ExpressibleByArgument {}
+extension ABI: ExpressibleByArgument {}
+
+/// An answer on a command line.
+enum YesNo: String, ExpressibleByArgument, CaseIterable {
+  case yes
+  case no
+}
 
 /// Options that pin what is negotiated.
 struct FrontendArguments: ParsableArguments {
@@ -33,6 +41,13 @@ struct FrontendArguments: ParsableArguments {
   @Option(help: "Pages that all queues together may share besides their rings.")
   var poolPages = 960
 
+  @Option(
+    help: "Whether the backend may see what earlier requests left in a page; overrides the trusted node.")
+  var trusted: YesNo?
+
+  @Option(help: "The layout of requests; anything but this machine's own is for testing backends.")
+  var abi = ABI.native
+
   @Option(help: "Seconds that the backend may take for each step of the handshake.")
   var timeout = 30
 
@@ -55,6 +70,8 @@ struct FrontendArguments: ParsableArguments {
     options.grants = grants
     options.persistent = !noPersistent
     options.poolPages = poolPages
+    options.trusted = trusted.map { $0 == .yes }
+    options.abi = abi
     options.handshakeTimeout = .seconds(timeout)
     return options
   }

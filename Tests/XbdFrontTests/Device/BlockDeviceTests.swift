@@ -24,6 +24,7 @@ import Xen
 
   @Test func aSinglePageRingIsWrittenAsTheHeaderWantsIt() throws {
     let (system, device) = try Self.connected()
+    eventually("Connected is written") { system.frontNodes["state"] == "4" }
     let nodes = system.frontNodes
     #expect(nodes["ring-ref"] == "8")
     #expect(nodes["event-channel"] == "5")
@@ -290,6 +291,8 @@ import Xen
     system.tree[FakeSystem.front + "/state"] = "4"
     system.answer(FakeSystem.honest)
     let device = try system.connect()
+    // The device is given out a moment before its own state says so.
+    eventually("Connected is written") { system.ownStates.count == 7 }
     #expect(system.ownStates == ["1", "4", "5", "6", "1", "3", "4"])
     #expect(Self.close(device))
   }

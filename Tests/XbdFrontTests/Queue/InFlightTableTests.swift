@@ -18,13 +18,13 @@ import Testing
   @Test func onlyTheIDOfTheLatestUseMatches() {
     var table = InFlightTable(capacity: 4)
     let slot = table.take()
-    table[slot].operation = 1
+    table.record(slot).pointee.operation = 1
     let first = table.id(slot)
     #expect(Self.outcome(table, first) == nil)
     table.put(slot)
     #expect(Self.outcome(table, first) == .notInFlight(first))
     let again = table.take()
-    table[again].operation = 1
+    table.record(again).pointee.operation = 1
     #expect(again == slot)
     let second = table.id(again)
     #expect(second != first)
@@ -57,9 +57,9 @@ import Testing
   func theOperationMustBeTheRequestsOwn(operation: UInt8, isIndirect: Bool) {
     var table = InFlightTable(capacity: 4)
     let slot = table.take()
-    table[slot].operation = 1
-    table[slot].wireOperation = 1
-    table[slot].isIndirect = isIndirect
+    table.record(slot).pointee.operation = 1
+    table.record(slot).pointee.wireOperation = 1
+    table.record(slot).pointee.isIndirect = isIndirect
     let accepted = operation == 1 || (isIndirect && operation == 6)
     let violation = Self.outcome(table, table.id(slot), operation)
     #expect(violation == (accepted ? nil : .wrongOperation(expected: 1, got: operation)))
