@@ -129,6 +129,13 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
+    // libxen's own clients with the drop-in preloaded. The library itself is only built with the tests: linking it
+    // would put its flags on all of them.
+    .executableTarget(name: "xen-walk", dependencies: ["CLibXen"], path: "Tests/XenWalk"),
+    .testTarget(
+      name: "XenDropInTests",
+      dependencies: ["XenConformance", "xen-party", "xen-walk", "XenLoopback", "Xen", "Platform", "CXen"],
+      swiftSettings: strict),
     .testTarget(
       name: "XbdBackTests",
       dependencies: [

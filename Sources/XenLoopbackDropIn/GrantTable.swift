@@ -55,7 +55,8 @@ public func xengnttab_map_grant_ref(
 
 @c @implementation
 public func xengnttab_map_domain_grant_refs(
-  _ xgt: OpaquePointer?, _ count: UInt32, _ domid: UInt32, _ refs: UnsafeMutablePointer<UInt32>?, _ prot: Int32
+  _ xgt: OpaquePointer?, _ count: UInt32, _ domid: UInt32, _ refs: UnsafeMutablePointer<UInt32>?,
+  _ prot: Int32
 ) -> UnsafeMutableRawPointer? {
   map(xgt, count, domid, refs, prot, nil)
 }

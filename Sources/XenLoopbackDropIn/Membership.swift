@@ -65,11 +65,13 @@ enum Membership {
   private static func join() throws(XenError) -> LoopbackDomain {
     guard let directory = getenv("XBD_LOOPBACK").map({ String(cString: $0) }), !directory.isEmpty else {
       throw XenError(
-        .notFound, "XBD_LOOPBACK does not name a loopback host's directory; start with `xbd-user loopback exec`")
+        .notFound,
+        "XBD_LOOPBACK does not name a loopback host's directory; start with `xbd-user loopback exec`")
     }
     let text = getenv("XBD_LOOPBACK_DOMAIN").map { String(cString: $0) } ?? "0"
     guard let number = UInt16(text), number < DomainID.firstReserved.rawValue else {
-      throw XenError(.invalid, "XBD_LOOPBACK_DOMAIN is \"\(text)\"; it has to be a domain's number, 0 to 32751")
+      throw XenError(
+        .invalid, "XBD_LOOPBACK_DOMAIN is \"\(text)\"; it has to be a domain's number, 0 to 32751")
     }
     return try LoopbackDomain(joining: directory, domain: DomainID(number))
   }
