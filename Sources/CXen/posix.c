@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -24,6 +25,7 @@ ssize_t cxen_preadv2(int fd, const struct iovec *vectors, int count, off_t offse
 ssize_t cxen_pwritev2(int fd, const struct iovec *vectors, int count, off_t offset, int flags) {
     return pwritev2(fd, vectors, count, offset, flags);
 }
+int cxen_set_timer_slack(unsigned long nanoseconds) { return prctl(PR_SET_TIMERSLACK, nanoseconds); }
 int cxen_gettid(void) { return (int)gettid(); }
 int cxen_set_thread_name(const char *name) {
     char shortened[16];

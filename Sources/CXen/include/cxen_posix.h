@@ -17,6 +17,8 @@ int cxen_pipe2(int fds[2], int flags);
 int cxen_fallocate(int fd, int mode, off_t offset, off_t length);
 ssize_t cxen_preadv2(int fd, const struct iovec *vectors, int count, off_t offset, int flags);
 ssize_t cxen_pwritev2(int fd, const struct iovec *vectors, int count, off_t offset, int flags);
+// How late a timer of the calling thread may be, in nanoseconds; 50,000 unless set.
+int cxen_set_timer_slack(unsigned long nanoseconds);
 int cxen_gettid(void);
 int cxen_set_thread_name(const char *name);
 int cxen_peer_credentials(int fd, pid_t *pid, uid_t *uid);

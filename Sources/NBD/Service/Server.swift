@@ -15,6 +15,8 @@ public import SystemPackage
 public final class Server: Sendable {
   /// Where it listens.
   public let sockets: [ListeningSocket]
+  /// What a connection's socket may hold of replies, in bytes; the kernel counts its own bookkeeping in.
+  private static let sendBufferBytes: Int32 = 1 << 20
   private let workers: [Worker]
   private let limiter: ConnectionLimiter
   private let wakeup: EventCounter
@@ -130,6 +132,12 @@ public final class Server: Sendable {
       var one: Int32 = 1
       // Fails on a Unix socket, which has no such delay.
       setsockopt(raw, Int32(IPPROTO_TCP), TCP_NODELAY, &one, 4)
+      // The usual 208 KiB are less than one large reply: the send would stop and start again in the middle of each.
+      var sendBuffer = Self.sendBufferBytes
+      if setsockopt(raw, SOL_SOCKET, SO_SNDBUFFORCE, &sendBuffer, 4) != 0 {
+        // Only root may go beyond net.core.wmem_max.
+        setsockopt(raw, SOL_SOCKET, SO_SNDBUF, &sendBuffer, 4)
+      }
       _ = workers[next].adoptCounted(OwnedDescriptor(raw))
       next = (next + 1) % workers.count
     }

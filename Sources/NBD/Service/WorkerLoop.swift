@@ -35,6 +35,7 @@ struct LoopState {
   /// How the flush that ends the thread ended.
   var finalFlush: TargetStatus?
   var spin: SpinPolicy
+  var gather = GatherPolicy()
   /// The connection that alone was served last, or -1: the one worth looking at while spinning.
   var hotConnection: Int32 = -1
 }
@@ -138,6 +139,8 @@ final class WorkerLoop {
       loop._withUnsafeGuaranteedRef { $0.complete(tag, operation, status) }
     }
     state.pointee.now = MonotonicClock.nanoseconds()
+    // `GatherPolicy` sleeps for less than the 50 µs that a timer may be late otherwise.
+    _ = cxen_set_timer_slack(1000)
     while true {
       turn()
       if state.pointee.isStopping && stopIfDone() { break }
@@ -171,7 +174,10 @@ final class WorkerLoop {
     for _ in 0..<served where runQueue.count > 0 { serve(runQueue.removeFirst()) }
     if target.poll() { state.pointee.somethingReleased = true }
     for _ in 0..<flushQueue.count where flushQueue.count > 0 { flush(flushQueue.removeFirst()) }
-    if state.pointee.batch > 0 { state.pointee.spin.observe(batch: state.pointee.batch) }
+    if state.pointee.batch > 0 {
+      state.pointee.spin.observe(batch: state.pointee.batch)
+      state.pointee.gather.observe(state.pointee.batch)
+    }
   }
 
   /// Takes the events that there are, or waits for some.
@@ -209,8 +215,17 @@ final class WorkerLoop {
       if spin() { return }
     }
     guard target.armWakeup() else { return }
-    counters.add(.sleeps)
     let before = MonotonicClock.nanoseconds()
+    if !state.pointee.isStopping,
+      state.pointee.gather.shouldGather(now: before, isDeep: state.pointee.spin.isDeep)
+    {
+      counters.add(.gathers)
+      var time = timespec(tv_sec: 0, tv_nsec: GatherPolicy.sleepNanoseconds)
+      nanosleep(&time, nil)
+      lookForEvents(milliseconds: 0)
+      if runQueue.count > 0 || flushQueue.count > 0 { return }
+    }
+    counters.add(.sleeps)
     state.pointee.now = before
     lookForEvents(milliseconds: sleepLimit())
     let after = MonotonicClock.nanoseconds()

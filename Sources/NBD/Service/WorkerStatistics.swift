@@ -38,6 +38,8 @@ public struct WorkerStatistics: Sendable, Equatable {
     case turns
     /// Times the thread slept.
     case sleeps
+    /// Times the thread let requests pile up for a moment before it looked again.
+    case gathers
     /// Times the thread spun before it would sleep.
     case spins
     /// Of those, times that something came.
