@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import ArgumentParser
+import CXen
 import Glibc
 import Platform
 import XenLoopback
@@ -20,6 +21,9 @@ struct LoopbackExecCommand: ParsableCommand {
 
   @OptionGroup var place: LoopbackPlace
 
+  @Flag(help: ArgumentHelp("End the program when whoever started this command ends.", visibility: .hidden))
+  var withParent = false
+
   @Argument(parsing: .postTerminator, help: "The program and its arguments, after \"--\".")
   var program: [String] = []
 
@@ -29,7 +33,10 @@ struct LoopbackExecCommand: ParsableCommand {
     }
   }
 
-  func run() throws { try place.run(program) }
+  func run() throws {
+    if withParent { _ = cxen_end_with_parent(SIGTERM) }
+    try place.run(program)
+  }
 }
 
 /// `xbd-user loopback shell`: a shell to look around in.

@@ -14,11 +14,26 @@ struct ChildCommand {
   }
 
   /// Starts a program, looked for in `$PATH`.
-  init(_ program: [String], environment: [String]) throws {
+  ///
+  /// - Parameters:
+  ///   - program: its name or path, and its arguments.
+  ///   - environment: all of its variables.
+  ///   - asHelper: keeps the signals of a terminal's keys from it, as we end it ourselves, and has its output on
+  ///     stderr, as ours is read by programs.
+  init(_ program: [String], environment: [String], asHelper: Bool = false) throws {
     var attributes = posix_spawnattr_t()
     posix_spawnattr_init(&attributes)
     defer { posix_spawnattr_destroy(&attributes) }
     Signals.restoreInChild(&attributes)
+    var actions = posix_spawn_file_actions_t()
+    posix_spawn_file_actions_init(&actions)
+    defer { posix_spawn_file_actions_destroy(&actions) }
+    if asHelper {
+      posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO)
+      var flags: Int16 = 0
+      posix_spawnattr_getflags(&attributes, &flags)
+      posix_spawnattr_setflags(&attributes, flags | Int16(POSIX_SPAWN_SETPGROUP))
+    }
     var argumentPointers: [UnsafeMutablePointer<CChar>?] = program.map { strdup($0) } + [nil]
     var environmentPointers: [UnsafeMutablePointer<CChar>?] = environment.map { strdup($0) } + [nil]
     defer {
@@ -26,7 +41,7 @@ struct ChildCommand {
     }
     var started: pid_t = 0
     let code = posix_spawnp(
-      &started, program[0], nil, &attributes, &argumentPointers, &environmentPointers)
+      &started, program[0], &actions, &attributes, &argumentPointers, &environmentPointers)
     guard code == 0 else {
       throw Failure("cannot run \"\(program[0])\": \(String(cString: strerror(code)))")
     }
@@ -53,6 +68,18 @@ struct ChildCommand {
     guard waitpid(process, &status, WNOHANG) == process else { return nil }
     let signal = status & 0x7f
     return signal == 0 ? (status >> 8) & 0xff : 128 + signal
+  }
+
+  /// Asks the program to end, and ends it when it has not done so in time.
+  func end(milliseconds: Int) {
+    terminate()
+    for _ in 0..<milliseconds / 10 {
+      if exitStatus() != nil { return }
+      usleep(10_000)
+    }
+    kill(process, SIGKILL)
+    var status: Int32 = 0
+    waitpid(process, &status, 0)
   }
 
   /// Asks the command to end.
