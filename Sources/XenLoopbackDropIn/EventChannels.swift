@@ -29,6 +29,7 @@ private final class EventChannelHandle: LibraryHandle {
   func permits(_ domain: UInt16) -> Bool { restriction.withLock { $0 == nil || $0 == domain } }
 }
 
+/// Opens a set of event channels with a blocking descriptor.
 @c @implementation
 public func xenevtchn_open(_ logger: OpaquePointer?, _ flags: UInt32) -> OpaquePointer? {
   guard flags & ~UInt32(XENEVTCHN_NO_CLOEXEC) == 0 else { return fail(EINVAL, nil) }
@@ -37,6 +38,7 @@ public func xenevtchn_open(_ logger: OpaquePointer?, _ flags: UInt32) -> OpaqueP
   }
 }
 
+/// Refused with ENOSYS: an inherited descriptor has no ports here.
 @c @implementation
 public func xenevtchn_fdopen(_ logger: OpaquePointer?, _ fd: Int32, _ open_flags: UInt32) -> OpaquePointer? {
   guard open_flags == 0 else { return fail(EINVAL, nil) }
@@ -45,9 +47,11 @@ public func xenevtchn_fdopen(_ logger: OpaquePointer?, _ fd: Int32, _ open_flags
   return nil
 }
 
+/// Closes a handle and its ports.
 @c @implementation
 public func xenevtchn_close(_ xce: OpaquePointer?) -> Int32 { LibraryHandle.close(xce) }
 
+/// The descriptor that is readable while a port is pending.
 @c @implementation
 public func xenevtchn_fd(_ xce: OpaquePointer?) -> Int32 {
   guard let xce else { return fail(EINVAL, -1) }
@@ -56,11 +60,13 @@ public func xenevtchn_fd(_ xce: OpaquePointer?) -> Int32 {
 
 // MARK: ports
 
+/// Creates a port that another domain may bind to.
 @c @implementation
 public func xenevtchn_bind_unbound_port(_ xce: OpaquePointer?, _ domid: UInt32) -> Int32 {
   bind(xce, domid) { channels, domain throws(XenError) in try channels.bindUnbound(remote: domain) }
 }
 
+/// Binds to another domain's port; the new port is pending at once.
 @c @implementation
 public func xenevtchn_bind_interdomain(
   _ xce: OpaquePointer?, _ domid: UInt32, _ remote_port: UInt32
@@ -70,6 +76,7 @@ public func xenevtchn_bind_interdomain(
   }
 }
 
+/// Refused with ENOSYS: nothing here raises virtual interrupts.
 @c @implementation
 public func xenevtchn_bind_virq(_ xce: OpaquePointer?, _ virq: UInt32) -> Int32 {
   xenloopback_unsupported("xenevtchn_bind_virq")
@@ -89,6 +96,7 @@ private func bind(
   }
 }
 
+/// Closes a port; -1 with ENOTCONN when the handle does not have it.
 @c @implementation
 public func xenevtchn_unbind(_ xce: OpaquePointer?, _ port: UInt32) -> Int32 {
   guard let xce, port < Ports.count else { return fail(EINVAL, -1) }
@@ -97,6 +105,7 @@ public func xenevtchn_unbind(_ xce: OpaquePointer?, _ port: UInt32) -> Int32 {
   }
 }
 
+/// Tells the other end; dropped with success when there is none.
 @c @implementation
 public func xenevtchn_notify(_ xce: OpaquePointer?, _ port: UInt32) -> Int32 {
   guard let xce else { return fail(EINVAL, -1) }
@@ -105,6 +114,7 @@ public func xenevtchn_notify(_ xce: OpaquePointer?, _ port: UInt32) -> Int32 {
   }
 }
 
+/// Lets a port deliver again.
 @c @implementation
 public func xenevtchn_unmask(_ xce: OpaquePointer?, _ port: UInt32) -> Int32 {
   guard let xce else { return fail(EINVAL, -1) }
@@ -130,6 +140,7 @@ private enum Ports {
 
 // MARK: receiving
 
+/// Takes a pending port and masks it; waits for one unless the descriptor is non-blocking.
 @c @implementation
 public func xenevtchn_pending(_ xce: OpaquePointer?) -> Int32 {
   guard let xce else { return fail(EINVAL, -1) }
@@ -147,6 +158,7 @@ public func xenevtchn_pending(_ xce: OpaquePointer?) -> Int32 {
   }
 }
 
+/// Confines a handle to channels with one domain, for good.
 @c @implementation
 public func xenevtchn_restrict(_ xce: OpaquePointer?, _ domid: UInt16) -> Int32 {
   guard let xce else { return fail(EINVAL, -1) }

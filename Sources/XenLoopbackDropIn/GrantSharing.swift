@@ -25,6 +25,7 @@ private final class GrantSharingHandle: LibraryHandle {
 /// Everything that this process shares, by address.
 private let sharedPages = Mutex<[UInt: SharedPages]>([:])
 
+/// Opens the sharing side of grants; NULL with ENOENT when no host is named.
 @c @implementation
 public func xengntshr_open(_ logger: OpaquePointer?, _ open_flags: UInt32) -> OpaquePointer? {
   Membership.open("xengntshr_open", isLogged: true) { domain throws(XenError) in
@@ -32,15 +33,18 @@ public func xengntshr_open(_ logger: OpaquePointer?, _ open_flags: UInt32) -> Op
   }
 }
 
+/// Closes a handle; pages shared through it stay shared.
 @c @implementation
 public func xengntshr_close(_ xgs: OpaquePointer?) -> Int32 { LibraryHandle.close(xgs) }
 
+/// A descriptor to call fcntl on.
 @c @implementation
 public func xengntshr_fd(_ xgs: OpaquePointer?) -> Int32 {
   guard let xgs else { return fail(EINVAL, -1) }
   return GrantSharingHandle.borrowed(xgs).descriptor.raw
 }
 
+/// Shares zeroed pages; NULL with ENOSPC past the domain's limit.
 @c @implementation
 public func xengntshr_share_pages(
   _ xgs: OpaquePointer?, _ domid: UInt32, _ count: Int32, _ refs: UnsafeMutablePointer<UInt32>?,
@@ -49,6 +53,7 @@ public func xengntshr_share_pages(
   share(xgs, domid, count, refs, writable, nil)
 }
 
+/// Shares a page whose end clears a byte, notifies a port, or both.
 @c @implementation
 public func xengntshr_share_page_notify(
   _ xgs: OpaquePointer?, _ domid: UInt32, _ ref: UnsafeMutablePointer<UInt32>?, _ writable: Int32,
@@ -75,6 +80,7 @@ private func share(
   }
 }
 
+/// Ends what one call shared, as a whole.
 @c @implementation
 public func xengntshr_unshare(
   _ xgs: OpaquePointer?, _ start_address: UnsafeMutableRawPointer?, _ count: UInt32

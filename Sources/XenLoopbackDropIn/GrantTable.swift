@@ -28,6 +28,7 @@ private final class GrantTableHandle: LibraryHandle {
   }
 }
 
+/// Opens the mapping side of grants; NULL with ENOENT when no host is named.
 @c @implementation
 public func xengnttab_open(_ logger: OpaquePointer?, _ open_flags: UInt32) -> OpaquePointer? {
   Membership.open("xengnttab_open", isLogged: true) { domain throws(XenError) in
@@ -35,9 +36,11 @@ public func xengnttab_open(_ logger: OpaquePointer?, _ open_flags: UInt32) -> Op
   }
 }
 
+/// Closes a handle and unmaps what is mapped through it.
 @c @implementation
 public func xengnttab_close(_ xgt: OpaquePointer?) -> Int32 { LibraryHandle.close(xgt) }
 
+/// A descriptor to call fcntl on.
 @c @implementation
 public func xengnttab_fd(_ xgt: OpaquePointer?) -> Int32 {
   guard let xgt else { return fail(EINVAL, -1) }
@@ -46,6 +49,7 @@ public func xengnttab_fd(_ xgt: OpaquePointer?) -> Int32 {
 
 // MARK: mapping
 
+/// Maps a page; NULL with EINVAL when it may not be mapped so.
 @c @implementation
 public func xengnttab_map_grant_ref(
   _ xgt: OpaquePointer?, _ domid: UInt32, _ ref: UInt32, _ prot: Int32
@@ -53,6 +57,7 @@ public func xengnttab_map_grant_ref(
   withUnsafePointer(to: ref) { map(xgt, 1, domid, $0, prot, nil) }
 }
 
+/// Maps pages of one domain next to each other, all of them or none.
 @c @implementation
 public func xengnttab_map_domain_grant_refs(
   _ xgt: OpaquePointer?, _ count: UInt32, _ domid: UInt32, _ refs: UnsafeMutablePointer<UInt32>?,
@@ -61,6 +66,7 @@ public func xengnttab_map_domain_grant_refs(
   map(xgt, count, domid, refs, prot, nil)
 }
 
+/// Maps pages of several domains next to each other, all of them or none.
 @c @implementation
 public func xengnttab_map_grant_refs(
   _ xgt: OpaquePointer?, _ count: UInt32, _ domids: UnsafeMutablePointer<UInt32>?,
@@ -79,6 +85,7 @@ public func xengnttab_map_grant_refs(
   }
 }
 
+/// Maps a page whose unmapping clears a byte, notifies a port, or both.
 @c @implementation
 public func xengnttab_map_grant_ref_notify(
   _ xgt: OpaquePointer?, _ domid: UInt32, _ ref: UInt32, _ prot: Int32, _ notify_offset: UInt32,
@@ -125,6 +132,7 @@ private func answer(
   }
 }
 
+/// Unmaps what one call mapped, as a whole.
 @c @implementation
 public func xengnttab_unmap(
   _ xgt: OpaquePointer?, _ start_address: UnsafeMutableRawPointer?, _ count: UInt32
@@ -149,6 +157,7 @@ public func xengnttab_unmap(
   }
 }
 
+/// Does what Linux does: nothing, with success.
 @c @implementation
 public func xengnttab_set_max_grants(_ xgt: OpaquePointer?, _ nr_grants: UInt32) -> Int32 {
   // Linux has had no such limit since 2010, and the library says so with success.
@@ -157,6 +166,7 @@ public func xengnttab_set_max_grants(_ xgt: OpaquePointer?, _ nr_grants: UInt32)
 
 // MARK: copying
 
+/// Copies segments, each with its own outcome; -1 with EINVAL for one that no driver would take.
 @c @implementation
 public func xengnttab_grant_copy(
   _ xgt: OpaquePointer?, _ count: UInt32, _ segs: UnsafeMutablePointer<xengnttab_grant_copy_segment_t>?
