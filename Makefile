@@ -35,6 +35,7 @@ deps-test:
 
 build: deps
 	swift build -c release --product xbd-user
+	swift build -c release --product xenloopback
 
 run: build
 	@SIZE='$(SIZE)' scripts/run '$(IMAGE)' $(ARGS)
@@ -69,13 +70,14 @@ format:
 install: build
 	scripts/manual .build/man
 	install -D -m 0755 $(BINARY) '$(DESTDIR)$(PREFIX)/bin/xbd-user'
+	install -D -m 0644 .build/release/libxenloopback.so '$(DESTDIR)$(PREFIX)/lib/libxenloopback.so'
 	install -d '$(DESTDIR)$(PREFIX)/share/man/man1' '$(DESTDIR)$(PREFIX)/share/bash-completion/completions'
 	install -m 0644 .build/man/*.1 '$(DESTDIR)$(PREFIX)/share/man/man1'
 	$(BINARY) --generate-completion-script bash \
 		> '$(DESTDIR)$(PREFIX)/share/bash-completion/completions/xbd-user'
 
 uninstall:
-	rm -f '$(DESTDIR)$(PREFIX)/bin/xbd-user' '$(DESTDIR)$(PREFIX)'/share/man/man1/xbd-user*.1 \
+	rm -f '$(DESTDIR)$(PREFIX)/bin/xbd-user' '$(DESTDIR)$(PREFIX)/lib/libxenloopback.so' '$(DESTDIR)$(PREFIX)'/share/man/man1/xbd-user*.1 \
 		'$(DESTDIR)$(PREFIX)/share/bash-completion/completions/xbd-user'
 
 clean:

@@ -20,6 +20,8 @@ let package = Package(
     .library(name: "XbdBack", targets: ["XbdBack"]),
     .library(name: "XenLoopback", targets: ["XenLoopback"]),
     .library(name: "NBD", targets: ["NBD"]),
+    // libxenloopback.so: preloaded into programs that are linked against libxen.
+    .library(name: "xenloopback", type: .dynamic, targets: ["XenLoopbackDropIn"]),
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
@@ -64,6 +66,22 @@ let package = Package(
         "Xen", "Platform", "CXen", .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
+    // The C ABI of libxen on the loopback. It carries the Swift runtime and shows none of it, so that it can be
+    // preloaded into any program, one with another Swift runtime included.
+    .target(name: "CXenDropIn"),
+    .target(
+      name: "XenLoopbackDropIn",
+      dependencies: [
+        "XenLoopback", "Xen", "Platform", "CXen", "CXenDropIn",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      exclude: ["exports.map"], swiftSettings: strict,
+      linkerSettings: [
+        .unsafeFlags([
+          "-use-ld=lld", "-static-stdlib", "-Xlinker", "--gc-sections", "-Xlinker",
+          "--version-script=\(Context.packageDirectory)/Sources/XenLoopbackDropIn/exports.map",
+        ])
+      ]),
     .target(
       name: "NBD",
       dependencies: [
@@ -110,6 +128,13 @@ let package = Package(
         "XenConformance", "xen-party", "XenLoopback", "Xen", "Platform", "CXen",
         .product(name: "SystemPackage", package: "swift-system"),
       ],
+      swiftSettings: strict),
+    // libxen's own clients with the drop-in preloaded. The library itself is only built with the tests: linking it
+    // would put its flags on all of them.
+    .executableTarget(name: "xen-walk", dependencies: ["CLibXen"], path: "Tests/XenWalk"),
+    .testTarget(
+      name: "XenDropInTests",
+      dependencies: ["XenConformance", "xen-party", "xen-walk", "XenLoopback", "Xen", "Platform", "CXen"],
       swiftSettings: strict),
     .testTarget(
       name: "XbdBackTests",

@@ -12,6 +12,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -26,6 +27,7 @@ ssize_t cxen_pwritev2(int fd, const struct iovec *vectors, int count, off_t offs
     return pwritev2(fd, vectors, count, offset, flags);
 }
 int cxen_set_timer_slack(unsigned long nanoseconds) { return prctl(PR_SET_TIMERSLACK, nanoseconds); }
+int cxen_end_with_parent(int signal) { return prctl(PR_SET_PDEATHSIG, signal); }
 int cxen_gettid(void) { return (int)gettid(); }
 int cxen_set_thread_name(const char *name) {
     char shortened[16];

@@ -2,6 +2,7 @@
 
 import ArgumentParser
 import Blkif
+import CXen
 import Glibc
 import Platform
 import XbdBack
@@ -33,6 +34,9 @@ struct BackendCommand: ParsableCommand {
   @Option(help: ArgumentHelp("Queues that the backend serves, each with a thread.", valueName: "n"))
   var maxQueues = 4
 
+  @Flag(help: ArgumentHelp("End when whoever started this command ends.", visibility: .hidden))
+  var withParent = false
+
   @Flag(name: .shortAndLong, help: "Say more on stderr.")
   var verbose: Int
 
@@ -41,6 +45,7 @@ struct BackendCommand: ParsableCommand {
 
   func run() throws {
     let signals = try Signals([SIGTERM, SIGINT, SIGHUP])
+    if withParent { _ = cxen_end_with_parent(SIGTERM) }
     let logger = Log.start(verbosity: verbose)
     guard let device = VirtualDevice(device) else {
       throw Failure("\"\(self.device)\" is no virtual block device; give a name (xvdb) or a number (51728)")

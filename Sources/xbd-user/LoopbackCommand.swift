@@ -6,15 +6,25 @@ import Platform
 import XenLoopback
 import Xen
 
-/// `xbd-user loopback`: a host of the loopback Xen, for backends and frontends in processes of their own.
+/// `xbd-user loopback`: the loopback Xen, as a host for other processes and as a place to run programs in.
 struct LoopbackCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "loopback",
-    abstract: "Run a loopback Xen for other processes to join.",
+    abstract: "Run a loopback Xen for other processes to join, or a program as one of its domains.",
     discussion: """
-      Start a backend with "xbd-user backend IMAGE --loopback DIRECTORY" and a frontend with \
-      "xbd-user serve DEVICE --loopback DIRECTORY". Ends with SIGTERM or SIGINT.
-      """)
+      "xbd-user loopback DIRECTORY" is a host; start a backend with "xbd-user backend IMAGE --loopback DIRECTORY" \
+      and a frontend with "xbd-user serve DEVICE --loopback DIRECTORY". Programs that know nothing of the \
+      loopback, but are linked against Xen's libraries, run with "exec" and "shell".
+      """,
+    subcommands: [LoopbackHostCommand.self, LoopbackExecCommand.self, LoopbackShellCommand.self],
+    defaultSubcommand: LoopbackHostCommand.self)
+}
+
+/// `xbd-user loopback host`: a host of the loopback Xen, for backends and frontends in processes of their own.
+struct LoopbackHostCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "host",
+    abstract: "Run a loopback host in a directory until SIGTERM or SIGINT.")
 
   @Argument(help: "A private directory for the host; made when it does not exist.")
   var directory: String

@@ -30,6 +30,12 @@ struct ServeCommand: ParsableCommand {
       valueName: "image|directory"))
   var loopback: String?
 
+  @Option(
+    help: ArgumentHelp(
+      "Who serves the image: the reference backend here, the same in a process of its own, QEMU's, or none but the one you start.",
+      valueName: "reference|process|qemu|none"))
+  var backend = BackendChoice.reference
+
   @Flag(help: "Refuse writes.")
   var readOnly = false
 
@@ -67,6 +73,9 @@ struct ServeCommand: ParsableCommand {
     guard device != nil || loopback != nil else {
       throw ValidationError("name a device (xvdb), or an image with --loopback (disk.img, memory:1G)")
     }
+    guard device == nil || backend == .reference else {
+      throw ValidationError("--backend is for an image with --loopback; a device has its backend")
+    }
     guard (1...32760).contains(gntallocLimit) else {
       throw ValidationError("--gntalloc-limit takes 1 to 32760 pages")
     }
@@ -80,9 +89,18 @@ struct ServeCommand: ParsableCommand {
     let directory = try TemporaryDirectory()
     let sockets = try service.listen(inherited: inherited, fallback: directory.path + "/nbd.sock")
     var embedded: EmbeddedLoopback?
+    var outside: OutsideBackend?
     let system: any XenSystem
     var name = device ?? ""
-    if device == nil, let loopback {
+    if device == nil, let loopback, backend != .reference {
+      let made = try OutsideBackend(
+        backend, directory: directory.path + "/xen", image: loopback, readOnly: readOnly,
+        queues: frontend.queues, storage: storage, pageLimit: gntallocLimit,
+        timeout: Double(frontend.timeout), signals: signals)
+      outside = made
+      system = made.frontend
+      name = String(EmbeddedLoopback.device.number)
+    } else if device == nil, let loopback {
       let made = try EmbeddedLoopback(
         directory: directory.path + "/xen", image: loopback,
         storage: try storage.open(loopback, readOnly: readOnly),
@@ -97,6 +115,7 @@ struct ServeCommand: ParsableCommand {
       system = try Systems.libXen(instead: "\"xbd-user serve --loopback memory:1G\"")
       if let number = VirtualDevice(name) { try KernelDriver().requireFree(number) }
     }
+    defer { outside?.stop() }
     let device = try BlockDevice.connect(name, on: system, options: frontend.options, logger: logger)
     try embedded?.runInline(device.queues)
     let session = try ServeSession(

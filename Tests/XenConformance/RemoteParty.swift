@@ -22,8 +22,13 @@ public final class RemoteParty: ConformanceParty {
 
   /// Starts the helper program.
   ///
-  /// - Parameter arguments: what it is called with, the program's path first.
-  public init(_ arguments: [String], domain: DomainID) throws(XenError) {
+  /// - Parameters:
+  ///   - arguments: what it is called with, the program's path first.
+  ///   - domain: the domain it will act for.
+  ///   - environment: variables for it ("NAME=value"), beside a plain PATH.
+  public init(
+    _ arguments: [String], domain: DomainID, environment: [String] = []
+  ) throws(XenError) {
     self.domain = domain
     var down: (Int32, Int32) = (-1, -1)
     var up: (Int32, Int32) = (-1, -1)
@@ -49,7 +54,8 @@ public final class RemoteParty: ConformanceParty {
     var child: pid_t = 0
     var strings: [UnsafeMutablePointer<CChar>?] = arguments.map { strdup($0) } + [nil]
     // Not our own environment: other tests change it at this moment, when they connect to xenstore.
-    var environment: [UnsafeMutablePointer<CChar>?] = [strdup("PATH=/usr/sbin:/usr/bin:/sbin:/bin"), nil]
+    let variables = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"] + environment
+    var environment: [UnsafeMutablePointer<CChar>?] = variables.map { strdup($0) } + [nil]
     defer { for string in strings + environment { free(string) } }
     let code = made ? posix_spawn(&child, arguments[0], &actions, nil, &strings, &environment) : EMFILE
     process = child

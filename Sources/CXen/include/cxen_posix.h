@@ -20,6 +20,8 @@ ssize_t cxen_pwritev2(int fd, const struct iovec *vectors, int count, off_t offs
 // How late a timer of the calling thread may be, in nanoseconds; 50,000 unless set.
 int cxen_set_timer_slack(unsigned long nanoseconds);
 int cxen_gettid(void);
+// PR_SET_PDEATHSIG: the signal that this process gets when the thread that started it is gone; survives exec.
+int cxen_end_with_parent(int signal);
 int cxen_set_thread_name(const char *name);
 int cxen_peer_credentials(int fd, pid_t *pid, uid_t *uid);
 

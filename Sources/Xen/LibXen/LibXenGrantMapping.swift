@@ -104,18 +104,26 @@ public final class LibXenGrantMapping: GrantMapping {
         state.pointee.segments.initialize(repeating: xengnttab_grant_copy_segment_t())
       }
       let raw = state.pointee.segments
+      var count = 0
       for index in segments.indices {
+        // gntdev would refuse the whole call for one segment that leaves its page.
+        segments[index].status = segments[index].leavesPage ? .badArgument : .okay
+        guard segments[index].status == .okay else { continue }
         var segment = xengnttab_grant_copy_segment_t()
         segment.len = segments[index].byteCount
         segment.source = Self.place(segments[index].source, 1, &segment.flags)  // GNTCOPY_source_gref
         segment.dest = Self.place(segments[index].destination, 2, &segment.flags)  // GNTCOPY_dest_gref
-        raw[index] = segment
+        raw[count] = segment
+        count += 1
       }
-      guard xengnttab_grant_copy(state.pointee.handle, UInt32(segments.count), raw.baseAddress) == 0 else {
+      guard count == 0 || xengnttab_grant_copy(state.pointee.handle, UInt32(count), raw.baseAddress) == 0
+      else {
         return .current
       }
-      for index in segments.indices {
-        segments[index].status = .init(rawValue: raw[index].status) ?? .generalError
+      count = 0
+      for index in segments.indices where segments[index].status == .okay {
+        segments[index].status = .init(rawValue: raw[count].status) ?? .generalError
+        count += 1
       }
       return nil
     }
@@ -139,5 +147,17 @@ public final class LibXenGrantMapping: GrantMapping {
       raw.foreign.offset = offset
     }
     return raw
+  }
+}
+
+extension GrantCopySegment {
+  /// Whether a granted end goes past the end of its page.
+  fileprivate var leavesPage: Bool { source.leavesPage(byteCount) || destination.leavesPage(byteCount) }
+}
+
+extension GrantCopySegment.Place {
+  fileprivate func leavesPage(_ byteCount: UInt16) -> Bool {
+    guard case .granted(_, _, let offset) = self else { return false }
+    return Int(offset) + Int(byteCount) > Page.size
   }
 }

@@ -25,8 +25,10 @@ public struct LibXenSystem: XenSystem {
     xenStoreSocket.map { "libxen, xenstore at \($0)" } ?? "libxen"
   }
 
-  /// The machine's own Xen; all its processes are in one domain.
-  public var identity: String? { "libxen \(xenStoreSocket ?? "")" }
+  /// The machine's own Xen; all its processes are in one domain, unless they were given xenstores of their own.
+  public var identity: String? {
+    "libxen \(xenStoreSocket ?? getenv("XENSTORED_PATH").map { String(cString: $0) } ?? "")"
+  }
 
   /// Opens /dev/xen/gntalloc.
   public func openGrantSharing() throws(XenError) -> any GrantSharing { try LibXenGrantSharing() }

@@ -1,15 +1,55 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// `--run`: a shell command that uses the service; when it ends, so do we.
+// A program that we run and wait for: the shell command of `--run`, the program of `loopback exec`.
 
 import Glibc
 
-/// A running shell command.
+/// A running program.
 struct ChildCommand {
   private let process: pid_t
 
   /// Starts `/bin/sh -c command` with `$uri`, `$unixsocket` and `$exportname` set.
   init(_ command: String, variables: [(String, String)]) throws {
+    try self.init(["/bin/sh", "-c", command], environment: Self.environment(adding: variables))
+  }
+
+  /// Starts a program, looked for in `$PATH`.
+  ///
+  /// - Parameters:
+  ///   - program: its name or path, and its arguments.
+  ///   - environment: all of its variables.
+  ///   - asHelper: keeps the signals of a terminal's keys from it, as we end it ourselves, and has its output on
+  ///     stderr, as ours is read by programs.
+  init(_ program: [String], environment: [String], asHelper: Bool = false) throws {
+    var attributes = posix_spawnattr_t()
+    posix_spawnattr_init(&attributes)
+    defer { posix_spawnattr_destroy(&attributes) }
+    Signals.restoreInChild(&attributes)
+    var actions = posix_spawn_file_actions_t()
+    posix_spawn_file_actions_init(&actions)
+    defer { posix_spawn_file_actions_destroy(&actions) }
+    if asHelper {
+      posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO)
+      var flags: Int16 = 0
+      posix_spawnattr_getflags(&attributes, &flags)
+      posix_spawnattr_setflags(&attributes, flags | Int16(POSIX_SPAWN_SETPGROUP))
+    }
+    var argumentPointers: [UnsafeMutablePointer<CChar>?] = program.map { strdup($0) } + [nil]
+    var environmentPointers: [UnsafeMutablePointer<CChar>?] = environment.map { strdup($0) } + [nil]
+    defer {
+      for pointer in argumentPointers + environmentPointers { free(pointer) }
+    }
+    var started: pid_t = 0
+    let code = posix_spawnp(
+      &started, program[0], &actions, &attributes, &argumentPointers, &environmentPointers)
+    guard code == 0 else {
+      throw Failure("cannot run \"\(program[0])\": \(String(cString: strerror(code)))")
+    }
+    process = started
+  }
+
+  /// This process's environment with variables replaced or added.
+  static func environment(adding variables: [(String, String)]) -> [String] {
     var environment: [String] = []
     var entry = environ
     while let variable = entry.pointee {
@@ -17,24 +57,7 @@ struct ChildCommand {
       if !variables.contains(where: { text.hasPrefix($0.0 + "=") }) { environment.append(text) }
       entry += 1
     }
-    environment += variables.map { "\($0.0)=\($0.1)" }
-    var attributes = posix_spawnattr_t()
-    posix_spawnattr_init(&attributes)
-    defer { posix_spawnattr_destroy(&attributes) }
-    Signals.restoreInChild(&attributes)
-    var argumentPointers: [UnsafeMutablePointer<CChar>?] = []
-    for argument in ["/bin/sh", "-c", command] { argumentPointers.append(strdup(argument)) }
-    argumentPointers.append(nil)
-    var environmentPointers: [UnsafeMutablePointer<CChar>?] = []
-    for variable in environment { environmentPointers.append(strdup(variable)) }
-    environmentPointers.append(nil)
-    defer {
-      for pointer in argumentPointers + environmentPointers { free(pointer) }
-    }
-    var started: pid_t = 0
-    let code = posix_spawn(&started, "/bin/sh", nil, &attributes, &argumentPointers, &environmentPointers)
-    guard code == 0 else { throw Failure("cannot run \"\(command)\": \(String(cString: strerror(code)))") }
-    process = started
+    return environment + variables.map { "\($0.0)=\($0.1)" }
   }
 
   /// Looks whether the command has ended.
@@ -45,6 +68,18 @@ struct ChildCommand {
     guard waitpid(process, &status, WNOHANG) == process else { return nil }
     let signal = status & 0x7f
     return signal == 0 ? (status >> 8) & 0xff : 128 + signal
+  }
+
+  /// Asks the program to end, and ends it when it has not done so in time.
+  func end(milliseconds: Int) {
+    terminate()
+    for _ in 0..<milliseconds / 10 {
+      if exitStatus() != nil { return }
+      usleep(10_000)
+    }
+    kill(process, SIGKILL)
+    var status: Int32 = 0
+    waitpid(process, &status, 0)
   }
 
   /// Asks the command to end.

@@ -44,6 +44,23 @@ struct StorageArguments: ParsableArguments {
   @Flag(help: "The backend offers no discard.")
   var noDiscard = false
 
+  /// The options as another process takes them.
+  var commandLine: [String] {
+    var words = [
+      "--sector-size", "\(sectorSize)", "--backend-segments", "\(backendSegments)", "--backend-ring-order",
+      "\(backendRingOrder)", "--max-persistent", "\(maxPersistent)",
+    ]
+    if let size { words += ["--size", size] }
+    for (isSet, word) in [
+      (noBackendPersistent, "--no-backend-persistent"), (singleMapping, "--single-mapping"),
+      (grantCopy, "--grant-copy"), (noFlush, "--no-flush"), (noBarrier, "--no-barrier"),
+      (noDiscard, "--no-discard"),
+    ] where isSet {
+      words.append(word)
+    }
+    return words
+  }
+
   /// Opens the disk.
   ///
   /// - Parameter specification: a path, memory:SIZE or null:SIZE.

@@ -12,18 +12,36 @@ let loopbackFrontend = DomainID(1)
 
 /// Finds the Xen that a command works on.
 enum Systems {
-  /// The machine's own Xen, if it has one.
+  /// The machine's own Xen, if it has one, or what a preloaded drop-in puts in its place.
+  ///
+  /// Asked are the libraries and not the files, because a drop-in has none. libxenevtchn comes first: it alone fails
+  /// without a line of its own on stderr.
   ///
   /// - Parameter instead: a command that works without; it ends the sentence.
   static func libXen(instead: String) throws -> any XenSystem {
-    for device in ["/dev/xen/gntalloc", "/dev/xen/evtchn"] where access(device, F_OK) != 0 {
-      let module = device.split(separator: "/").last.map { "xen-\($0)" } ?? ""
-      if access("/proc/xen", F_OK) == 0 || access("/sys/hypervisor/type", F_OK) == 0 {
-        throw Failure("\(device) is missing: load the module with \"modprobe \(module)\"")
-      }
-      throw Failure("this machine is no Xen guest (\(device) is missing); \(instead) works here")
+    let system = LibXenSystem()
+    do throws(XenError) {
+      _ = try system.openEventChannels()
+    } catch  where access("/dev/xen/evtchn", F_OK) != 0 {
+      throw missing("/dev/xen/evtchn", instead)
     }
-    return LibXenSystem()
+    if access("/dev/xen/evtchn", F_OK) == 0, access("/dev/xen/gntalloc", F_OK) != 0 {
+      throw missing("/dev/xen/gntalloc", instead)
+    }
+    return system
+  }
+
+  private static func missing(_ device: String, _ instead: String) -> Failure {
+    if let directory = getenv("XBD_LOOPBACK") {
+      return Failure(
+        "XBD_LOOPBACK is set, but no loopback host answers in \(String(cString: directory)) or "
+          + "\(DropIn.name) is not preloaded; start with \"xbd-user loopback exec\"")
+    }
+    if access("/proc/xen", F_OK) == 0 || access("/sys/hypervisor/type", F_OK) == 0 {
+      let module = device.split(separator: "/").last.map { "xen-\($0)" } ?? ""
+      return Failure("\(device) is missing: load the module with \"modprobe \(module)\"")
+    }
+    return Failure("this machine is no Xen guest (\(device) is missing); \(instead) works here")
   }
 
   /// A domain of a loopback host that runs already.

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The process's membership in a loopback domain. XBD_LOOPBACK names the host's directory, XBD_LOOPBACK_DOMAIN the
+// domain (0 when it is missing). All handles share one join, which ends with the last of them, so that a host may
+// be restarted between two.
+
+internal import Glibc
+internal import Synchronization
+internal import Xen
+internal import XenLoopback
+
+/// The domain that this process acts for.
+enum Membership {
+  private struct Current: Sendable {
+    weak let domain: LoopbackDomain?
+    let process: pid_t
+  }
+
+  private static let current = Mutex<Current?>(nil)
+
+  /// Opens something in the domain, which is joined if this process has not done so yet.
+  ///
+  /// A join whose host has gone is replaced once. A child that was forked joins anew: its parent's connection is
+  /// not its own.
+  ///
+  /// - Returns: nil after errno was set and the reason logged, if it is to be.
+  static func open<Handle>(
+    _ what: String, isLogged: Bool, _ body: (LoopbackDomain) throws(XenError) -> Handle
+  ) -> Handle? {
+    do throws(XenError) {
+      do throws(XenError) {
+        return try body(domain(fresh: false))
+      } catch {
+        guard error.code == .disconnected else { throw error }
+        return try body(domain(fresh: true))
+      }
+    } catch {
+      if isLogged { log("\(what): \(error.message)") }
+      let code: Int32 =
+        switch error.code {
+        case .notFound: ENOENT
+        case .limitReached: EMFILE
+        default: number(error)
+        }
+      return fail(code, nil)
+    }
+  }
+
+  private static func domain(fresh: Bool) throws(XenError) -> LoopbackDomain {
+    let result: Result<LoopbackDomain, XenError> = current.withLock { current in
+      if !fresh, let known = current, known.process == getpid(), let domain = known.domain {
+        return .success(domain)
+      }
+      do throws(XenError) {
+        let domain = try join()
+        current = Current(domain: domain, process: getpid())
+        return .success(domain)
+      } catch {
+        return .failure(error)
+      }
+    }
+    return try result.get()
+  }
+
+  private static func join() throws(XenError) -> LoopbackDomain {
+    guard let directory = getenv("XBD_LOOPBACK").map({ String(cString: $0) }), !directory.isEmpty else {
+      throw XenError(
+        .notFound,
+        "XBD_LOOPBACK does not name a loopback host's directory; start with `xbd-user loopback exec`")
+    }
+    let text = getenv("XBD_LOOPBACK_DOMAIN").map { String(cString: $0) } ?? "0"
+    guard let number = UInt16(text), number < DomainID.firstReserved.rawValue else {
+      throw XenError(
+        .invalid, "XBD_LOOPBACK_DOMAIN is \"\(text)\"; it has to be a domain's number, 0 to 32751")
+    }
+    return try LoopbackDomain(joining: directory, domain: DomainID(number))
+  }
+}
+
+/// What is behind a library's handle, kept alive by the pointer that the program has.
+class LibraryHandle {
+  /// Who opened it; a forked child lets go of its parent's handle without a word to the host.
+  private let process = getpid()
+
+  /// Gives the handle to C.
+  final func exported() -> OpaquePointer {
+    OpaquePointer(Unmanaged.passRetained(self).toOpaque())
+  }
+
+  /// Takes the handle back from C; what it holds is given back with the last reference.
+  static func close(_ pointer: OpaquePointer?) -> Int32 {
+    guard let pointer else { return 0 }
+    let handle = Unmanaged<LibraryHandle>.fromOpaque(UnsafeRawPointer(pointer))
+    if handle._withUnsafeGuaranteedRef({ $0.process }) == getpid() { handle.release() }
+    return 0
+  }
+
+  /// The handle behind a pointer that C has.
+  static func borrowed(_ pointer: OpaquePointer) -> Self {
+    Unmanaged<Self>.fromOpaque(UnsafeRawPointer(pointer)).takeUnretainedValue()
+  }
+}
+
+/// A descriptor for handles that need none: the libraries promise one to call fcntl on.
+func placeholderDescriptor() throws(XenError) -> Int32 {
+  let descriptor = Glibc.open("/dev/null", O_RDWR | O_CLOEXEC)
+  guard descriptor >= 0 else { throw XenError(.limitReached, "no descriptor is left in this process") }
+  return descriptor
+}
