@@ -3,7 +3,6 @@
 // One handle of event channels with Xen's rules of pending and masked, on a real eventfd.
 
 import Platform
-import Synchronization
 import SystemPackage
 import Xen
 
@@ -20,16 +19,16 @@ final class FakeEventChannels: EventChannels {
     var unmasks = 0
     var onNotify: (@Sendable () -> Void)?
   }
-  private let guarded: Mutex<State>
+  private let guarded: Guarded<State>
   private let counter: EventCounter
 
   init(firstPort: UInt32 = 5) throws(Errno) {
-    guarded = Mutex(State(next: firstPort))
+    guarded = Guarded(State(next: firstPort))
     counter = try EventCounter()
   }
 
   var fileDescriptor: Int32 { counter.fileDescriptor }
-  func with<Value>(_ body: (inout sending State) -> sending Value) -> Value { guarded.withLock(body) }
+  func with<Value>(_ body: (inout State) -> Value) -> Value { guarded.with(body) }
   var notifications: Int { with { $0.notifications } }
 
   /// The backend notifies us.

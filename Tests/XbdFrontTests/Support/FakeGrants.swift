@@ -4,7 +4,6 @@
 
 import Glibc
 import Platform
-import Synchronization
 import Xen
 
 @testable import XbdFront
@@ -21,11 +20,11 @@ final class FakeGrants: GrantSharing {
     var domains: Set<DomainID> = []
     var fault: XenError?
   }
-  private let guarded: Mutex<State>
+  private let guarded: Guarded<State>
 
-  init(limit: Int = 100_000) { guarded = Mutex(State(limit: limit)) }
+  init(limit: Int = 100_000) { guarded = Guarded(State(limit: limit)) }
 
-  func with<Value>(_ body: (inout sending State) -> sending Value) -> Value { guarded.withLock(body) }
+  func with<Value>(_ body: (inout State) -> Value) -> Value { guarded.with(body) }
   /// Pages shared at this moment.
   var liveCount: Int { with { $0.pages.count } }
   var shareCalls: [Int] { with { $0.shareCalls } }

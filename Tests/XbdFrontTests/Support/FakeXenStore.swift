@@ -4,7 +4,6 @@
 // a test plays the other end.
 
 import Platform
-import Synchronization
 import SystemPackage
 import Xen
 
@@ -27,8 +26,8 @@ final class FakeTree: Sendable {
     /// Every write of a state node, in order.
     var states: [String] = []
   }
-  private let guarded = Mutex(State())
-  func with<Value: Sendable>(_ body: (inout State) -> Value) -> Value { guarded.withLock { body(&$0) } }
+  private let guarded = Guarded(State())
+  func with<Value: Sendable>(_ body: (inout State) -> Value) -> Value { guarded.with(body) }
 
   subscript(path: String) -> String? {
     get { with { $0.nodes[path].map { String(decoding: $0, as: UTF8.self) } } }
@@ -72,7 +71,7 @@ extension Dictionary {
 final class FakeXenStore: XenStore {
   let tree: FakeTree
   let home: String
-  private let events = Mutex<[XenStoreWatchEvent]>([])
+  private let events = Guarded<[XenStoreWatchEvent]>([])
   private let arrived: EventCounter
 
   init(_ tree: FakeTree, domain: UInt16) throws(Errno) {
@@ -83,7 +82,7 @@ final class FakeXenStore: XenStore {
 
   var fileDescriptor: Int32 { arrived.fileDescriptor }
   fileprivate func deliver(_ event: XenStoreWatchEvent) {
-    events.withLock { $0.append(event) }
+    events.with { $0.append(event) }
     arrived.signal()
   }
   func absolute(_ path: String) -> String { path.hasPrefix("/") ? path : home + path }
@@ -159,7 +158,7 @@ final class FakeXenStore: XenStore {
   func nextWatchEvent() throws(XenError) -> XenStoreWatchEvent? {
     try check()
     arrived.drain()
-    return events.withLock { waiting in
+    return events.with { waiting in
       if waiting.count > 1 { arrived.signal() }
       return waiting.isEmpty ? nil : waiting.removeFirst()
     }
