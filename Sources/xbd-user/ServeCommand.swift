@@ -113,7 +113,9 @@ struct ServeCommand: ParsableCommand {
       system = try Systems.loopback(loopback, domain: loopbackFrontend)
     } else {
       system = try Systems.libXen(instead: "\"xbd-user serve --loopback memory:1G\"")
-      if let number = VirtualDevice(name) { try KernelDriver().requireFree(number) }
+      // The last part of a frontend's path is its number.
+      let last = name.split(separator: "/").last.map(String.init) ?? name
+      if let number = VirtualDevice(last) { try KernelDriver().requireFree(number) }
     }
     defer { outside?.stop() }
     let device = try BlockDevice.connect(name, on: system, options: frontend.options, logger: logger)
