@@ -46,10 +46,9 @@ nbdcopy "$uri" - | cmp - "$dir/in"
 refused "another process" "$XBD_USER" loopback exec "$xen" -- "$XBD_USER" backend memory:1M --frontend-domain 1 --vdev xvdb
 refused "already" "$XBD_USER" loopback exec "$xen" -- "$XBD_USER" backend memory:1M --frontend-domain 1 --vdev xvdb --kind other
 
-# Killed: the next one takes the nodes over, does not touch the old ring, and serves whoever begins again.
+# Both killed: the next backend takes the nodes over and serves whoever begins again.
 kill_hard "$backend"
-kill -TERM "$server"
-reap "$server"
+kill_hard "$server"
 backend --frontend-domain 1 --vdev 51728
 frontend 51728
 nbdcopy "$uri" - | cmp - "$dir/in"
@@ -57,8 +56,9 @@ nbdcopy "$uri" - | cmp - "$dir/in"
 # Killed, and its frontend still holds on to the ring: features are offered again, nothing else is done to it.
 kill_hard "$backend"
 backend --frontend-domain 1 --vdev 51728
-expect "backend's state" "$(dom0 xenstore-read $back/state)" 2
+contains "what it says" "$(cat "$dir/backend.err")" "an earlier backend died"
 eventually is_gone "$server"
+contains "what the frontend says" "$(cat "$dir/front.err")" "left without closing"
 frontend 51728
 nbdcopy "$uri" - | cmp - "$dir/in"
 

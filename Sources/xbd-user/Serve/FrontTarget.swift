@@ -23,6 +23,11 @@ final class FrontTarget: BlockTarget {
     }
   }
 
+  deinit {
+    // The queue outlives the service: what a dead backend has not answered fails when the device closes.
+    queue.onCompletion = { _ in }
+  }
+
   var geometry: TargetGeometry {
     let parameters = queue.parameters
     return TargetGeometry(
