@@ -24,7 +24,7 @@ final class ServeSession {
   private let device: BlockDevice
   private let server: Server
   private let embedded: EmbeddedLoopback?
-  private let deviceChanged: EventCounter
+  private let changed: Changed
 
   /// Starts to serve.
   init(
@@ -34,7 +34,7 @@ final class ServeSession {
     self.device = device
     self.embedded = embedded
     let changed = Changed(try EventCounter())
-    deviceChanged = EventCounter(adopting: try OwnedDescriptor(changed.counter.fileDescriptor).duplicate())
+    self.changed = changed
     device.observe(change: { _ in changed.counter.signal() })
     // Each queue goes to its worker's thread, and comes back to this one when the server has stopped.
     nonisolated(unsafe) let targets: [any BlockTarget] = device.queues.map { FrontTarget($0) }
@@ -54,11 +54,11 @@ final class ServeSession {
   func wait(signals: borrowing Signals, child: ChildCommand?) -> SessionOutcome {
     var descriptors = [
       pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0),
-      pollfd(fd: deviceChanged.fileDescriptor, events: Int16(POLLIN), revents: 0),
+      pollfd(fd: changed.counter.fileDescriptor, events: Int16(POLLIN), revents: 0),
     ]
     while true {
       _ = poll(&descriptors, 2, -1)
-      deviceChanged.drain()
+      changed.counter.drain()
       while let signal = signals.next() {
         switch signal {
         case SIGCHLD:
