@@ -163,22 +163,26 @@ struct BackendCommand: ParsableCommand {
   /// Waits until a toolstack has written the nodes.
   ///
   /// - Returns: false when a signal came first.
-  private func waitForNodes(_ place: DeviceDirectories, _ store: any XenStore, _ signals: borrowing Signals) throws
-    -> Bool
-  {
-    let node = "\(place.backendPath)/\(Key.frontend)"
-    try store.watch(node, token: "nodes")
-    if try store.read(node) == nil { Console.note("waiting for \(place.backendPath)") }
+  private func waitForNodes(
+    _ place: DeviceDirectories, _ store: any XenStore, _ signals: borrowing Signals
+  ) throws -> Bool {
+    let path = place.backendPath
+    // The state is what is written last by whoever uses no transaction.
+    func isThere() throws -> Bool {
+      try store.read("\(path)/\(Key.frontend)") != nil && store.read("\(path)/\(Key.state)") != nil
+    }
+    try store.watch(path, token: "nodes")
+    if try !isThere() { Console.note("waiting for \(path)") }
     var look = [
       pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0),
       pollfd(fd: store.fileDescriptor, events: Int16(POLLIN), revents: 0),
     ]
-    while try store.read(node) == nil {
+    while try !isThere() {
       _ = poll(&look, 2, -1)
       if signals.next() != nil { return false }
       while try store.nextWatchEvent() != nil {}
     }
-    try store.unwatch(node, token: "nodes")
+    try store.unwatch(path, token: "nodes")
     return true
   }
 }

@@ -75,12 +75,13 @@ cmp "$dir/in" "$dir/disk.img"
 back=/local/domain/0/backend/vbd/1/51744
 front=/local/domain/1/device/vbd/51744
 attach() {
+  dom0 xenstore-write $back "" $front ""
+  dom0 xenstore-chmod $back n0 r1
+  dom0 xenstore-chmod $front n1 r0
   dom0 xenstore-write $back/frontend $front $back/frontend-id 1 $back/online 1 $back/removable 0 $back/bootable 1 \
     $back/dev xvdc $back/type phy $back/mode "$1" $back/device-type disk $back/discard-enable 1 \
     $back/params "$dir/disk.img" $front/backend $back $front/backend-id 0 $front/virtual-device 51744 \
     $front/device-type disk $front/trusted 1 $front/state 1 $back/state 1
-  dom0 xenstore-chmod $front n1 r0
-  for node in backend backend-id virtual-device device-type trusted state; do dom0 xenstore-chmod $front/$node n1 r0; done
 }
 refused "no device" "$XBD_USER" loopback exec "$xen" -- "$XBD_USER" backend memory:1M $back
 start backend "$XBD_USER" loopback exec "$xen" -- "$XBD_USER" backend "$dir/disk.img" $back --wait

@@ -70,12 +70,14 @@ public final class Backend: @unchecked Sendable {
       // The thread holds the backend weakly between turns, so that letting go of it ends it.
       let wakeUp = wakeUp
       started = try DedicatedThread(name: "xbd-control") { [weak self] in
-        var patience: Int32?
+        // libxenstore tells nobody that its connection has ended: one has to ask.
+        let heartbeat: Int32 = 2000
+        var patience = heartbeat
         while !wakeUp.stop.load(ordering: .acquiring) {
           _ = box.loop.wait(milliseconds: patience)
           wakeUp.counter.drain()
           guard let self, self.turn() else { return }
-          patience = self.patience
+          patience = min(heartbeat, self.patience ?? heartbeat)
         }
       }
     } catch {
