@@ -3,6 +3,7 @@
 #
 # serve --loopback IMAGE --backend …: each backend serves the same disk, and none is left when the server has ended,
 # not even after a kill.
+# backend: own; it compares them
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdcopy /usr/libexec/xen-qemu-system-i386 qemu-img xenstore-ls fio

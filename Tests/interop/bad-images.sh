@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # An image that cannot be served is refused at once, with one sentence that says what and which.
+# backend: reference; it is the reference backend that looks at the image, and QEMU at its own
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
