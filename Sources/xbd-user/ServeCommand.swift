@@ -134,7 +134,7 @@ struct ServeCommand: ParsableCommand {
           ("uri", uri ?? ""), ("unixsocket", unixPath(sockets)), ("exportname", service.exportName),
         ])
     }
-    let outcome = session.wait(signals: signals, child: child)
+    let outcome = session.wait(signals: signals, child: child, backend: outside)
     session.stop()
     try report(session)
     switch outcome {
