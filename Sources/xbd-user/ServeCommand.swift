@@ -138,7 +138,9 @@ struct ServeCommand: ParsableCommand {
     session.stop()
     try report(session)
     switch outcome {
-    case .stopped: return
+    case .stopped:
+      // What was in flight may not have been.
+      if case .failed(let error) = device.state { throw Failure(error.message) }
     case .child(let status): throw ExitCode(status)
     case .deviceGone(let sentence): throw Failure(sentence)
     }

@@ -74,6 +74,8 @@ struct ChildCommand {
   /// Asks the program to end, and ends it when it has not done so in time.
   func end(milliseconds: Int) {
     terminate()
+    // One that is stopped would not hear of it.
+    kill(process, SIGCONT)
     for _ in 0..<milliseconds / 10 {
       if exitStatus() != nil { return }
       usleep(10_000)

@@ -84,7 +84,9 @@ final class ServeSession {
   /// Ends everything in order.
   func stop() {
     server.stop()
-    // The workers are gone: the queues are ours, and closing needs somebody to run them.
+    // The workers are gone: the queues are ours, and closing needs somebody to run them. What a silent backend still
+    // has, and the closing ends, has nobody left who would want to know.
+    for queue in device.queues { queue.onCompletion = { _ in } }
     device.close()
     while !device.waitUntilClosed(milliseconds: 1) {
       for queue in device.queues { queue.poll() }
