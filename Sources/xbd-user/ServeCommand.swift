@@ -134,11 +134,13 @@ struct ServeCommand: ParsableCommand {
           ("uri", uri ?? ""), ("unixsocket", unixPath(sockets)), ("exportname", service.exportName),
         ])
     }
-    let outcome = session.wait(signals: signals, child: child)
+    let outcome = session.wait(signals: signals, child: child, backend: outside)
     session.stop()
     try report(session)
     switch outcome {
-    case .stopped: return
+    case .stopped:
+      // What was in flight may not have been.
+      if case .failed(let error) = device.state { throw Failure(error.message) }
     case .child(let status): throw ExitCode(status)
     case .deviceGone(let sentence): throw Failure(sentence)
     }

@@ -238,9 +238,14 @@ public struct FrontendStateMachine: Sendable, Equatable {
     case .published:
       return fail(
         XbdError(.timedOut, "the backend stays at state \(backend) and does not connect to the ring"))
-    case .draining(let byBackend):
-      phase = byBackend ? .closed : .closing
-      return [.failInFlight, .setState(byBackend ? .closed : .closing), .startTimer] + backendMoved()
+    case .draining:
+      // Who does not answer will not follow either.
+      phase = .closed
+      return [
+        .failInFlight,
+        .fail(XbdError(.timedOut, "the backend does not answer what is in flight; it has failed")),
+        .setState(.closing), .setState(.closed), .startTimer,
+      ] + backendMoved()
     case .closing:
       phase = .closed
       return [.setState(.closed), .startTimer] + backendMoved()

@@ -111,7 +111,8 @@ private final class HostState: LoopClient {
           try createDomain(number, limit, frames)
         },
         destroyDomain: { [unowned self] number throws(Errno) in try destroyDomain(number) },
-        introduceDomain: { [unowned self] number in store.introduce(number) })
+        introduceDomain: { [unowned self] number in store.introduce(number) },
+        storeCounts: { [unowned self] number in store.counts(of: number) })
     } catch {
       throw XenError(errno: error, "cannot set up the loopback host in \(files.path)")
     }

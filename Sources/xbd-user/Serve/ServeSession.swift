@@ -50,8 +50,8 @@ final class ServeSession {
     init(_ counter: consuming EventCounter) { self.counter = counter }
   }
 
-  /// Waits for a signal, the child's end, or the device's.
-  func wait(signals: borrowing Signals, child: ChildCommand?) -> SessionOutcome {
+  /// Waits for a signal, the child's end, the backend's or the device's.
+  func wait(signals: borrowing Signals, child: ChildCommand?, backend: OutsideBackend?) -> SessionOutcome {
     var descriptors = [
       pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0),
       pollfd(fd: changed.counter.fileDescriptor, events: Int16(POLLIN), revents: 0),
@@ -63,6 +63,9 @@ final class ServeSession {
         switch signal {
         case SIGCHLD:
           if let status = child?.exitStatus() { return .child(status) }
+          if let sentence = backend?.ended() {
+            return .deviceGone("\(device.location.device): \(sentence); requests in flight have failed")
+          }
         case SIGUSR1:
           if let text = try? JSONText.encode(report()) { Console.note(text) }
         default:
@@ -81,7 +84,9 @@ final class ServeSession {
   /// Ends everything in order.
   func stop() {
     server.stop()
-    // The workers are gone: the queues are ours, and closing needs somebody to run them.
+    // The workers are gone: the queues are ours, and closing needs somebody to run them. What a silent backend still
+    // has, and the closing ends, has nobody left who would want to know.
+    for queue in device.queues { queue.onCompletion = { _ in } }
     device.close()
     while !device.waitUntilClosed(milliseconds: 1) {
       for queue in device.queues { queue.poll() }
