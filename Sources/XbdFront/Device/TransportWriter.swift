@@ -18,7 +18,8 @@ struct TransportWriter {
       try removeStale(transaction)
       for connection in connections {
         let directory =
-          connections.count == 1 ? location.frontend : location.frontend + "/" + Key.queue(connection.index)
+          connections.count == 1
+          ? location.frontend : location.frontend + "/" + Key.queue(connection.control.queue)
         try write(connection, to: transaction, in: directory)
       }
       if connections.count > 1 {

@@ -74,7 +74,7 @@ final class ServeSession {
         }
       }
       switch device.state {
-      case .connecting, .connected, .closing: break
+      case .connecting, .connected, .reconnecting, .closing: break
       case .closed: return .deviceGone("\(device.location.device) was taken away by its backend")
       case .failed(let error): return .deviceGone(error.message)
       }

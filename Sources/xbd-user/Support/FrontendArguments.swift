@@ -4,6 +4,7 @@
 
 public import ArgumentParser
 public import Blkif
+internal import Glibc
 public import XbdFront
 
 extension CopyMode: ExpressibleByArgument {}
@@ -18,8 +19,11 @@ enum YesNo: String, ExpressibleByArgument, CaseIterable {
 
 /// Options that pin what is negotiated.
 struct FrontendArguments: ParsableArguments {
-  @Option(help: "Queues, each with a thread; the backend may serve fewer.")
-  var queues = 1
+  @Option(
+    help: ArgumentHelp(
+      "Queues, each with a thread; the backend may serve fewer. The default is one for each processor, 4 at most."
+    ))
+  var queues = Self.defaultQueues
 
   @Option(help: "log2 of each ring's pages, 0 to 4; the backend may take less.")
   var ringOrder = 2
@@ -50,6 +54,9 @@ struct FrontendArguments: ParsableArguments {
 
   @Option(help: "Seconds that the backend may take for each step of the handshake.")
   var timeout = 30
+
+  /// As many as can run at once; each takes its part of the pool, and beyond four those get small.
+  private static var defaultQueues: Int { max(1, min(4, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))))) }
 
   mutating func validate() throws {
     guard (1...64).contains(queues) else { throw ValidationError("--queues takes 1 to 64") }

@@ -91,6 +91,24 @@ import Xen
     #expect(system.channels.with { channels in channels.count } == 3)
   }
 
+  /// A ring of one page and a chunk of 16 for the first queue leave three pages: enough for one more ring and chunk of
+  /// one, and for no third queue.
+  @Test func queuesThatFindNoPageAreNotOffered() throws {
+    let system = FakeSystem(backend: ["multi-queue-max-queues": "8"])
+    system.grants.with { $0.limit = 20 }
+    system.answer(FakeSystem.honest)
+    var options = system.options
+    options.queueCount = 4
+    options.poolPages = 256
+    let device = try system.connect(options)
+    #expect(device.queues.count == 2)
+    let nodes = system.frontNodes
+    #expect(nodes["multi-queue-num-queues"] == "2")
+    #expect(nodes["queue-1/ring-ref"] != nil && nodes["queue-2/ring-ref"] == nil)
+    #expect(Self.close(device))
+    system.grants.with { $0.limit = 100_000 }
+  }
+
   @Test func whatAnEarlierConnectionLeftIsRemoved() throws {
     let system = FakeSystem()
     for key in [
