@@ -60,7 +60,7 @@ extension DeviceDriver {
         reconnectDeadline = MonotonicClock.nanoseconds() &+ options.reconnectTimeout.nanoseconds
       }
     case .note(let error):
-      logger.warning("\(describe(error).message); requests wait until it is connected again")
+      logger.warning("\(describe(error).message); requests wait for the next one")
     case .fail(let error):
       shared.fail(describe(error))
     }
@@ -175,7 +175,7 @@ extension DeviceDriver {
     guard let transport, let features else { return }
     if shared.isConnected {
       for (control, link) in zip(controls, links) { control.tell { $0.link = link } }
-      logger.notice("\(location.frontend): connected again")
+      logger.warning("\(location.frontend): connected again, to \(location.backend)")
       shared.reconnected(features)
     } else {
       var queues: [BlockQueue] = []

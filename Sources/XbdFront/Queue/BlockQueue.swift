@@ -42,6 +42,9 @@ public final class BlockQueue: @unchecked Sendable {
   /// The callback may begin, submit, cancel and release.
   public var onCompletion: (Completion) -> Void = { _ in }
 
+  /// Called from `poll` when the device has been connected again; a backend on this thread is to be given anew.
+  public var onReconnect: () -> Void = {}
+
   /// Called from `poll` when `descriptors` are others than before: the device has been connected again.
   ///
   /// The first is closed after the call.
@@ -192,7 +195,7 @@ public final class BlockQueue: @unchecked Sendable {
 
   /// Lets a backend of the same process run on this queue's thread.
   ///
-  /// Before the first `poll`.
+  /// Before the first `poll`, or from `onReconnect`.
   public func runInline(_ backend: any InlineBackend) { inlineBackend = backend }
 
   // MARK: Facts
@@ -289,6 +292,7 @@ public final class BlockQueue: @unchecked Sendable {
     maskedPort = false
     reportedViolation = false
     core.pointee.resume(parameters: link.parameters, ring: ring, pool: pool)
+    onReconnect()
     let after = descriptors
     onDescriptorsChange(before.filter { !after.contains($0) }, after.filter { !before.contains($0) })
     withExtendedLifetime(old) {}

@@ -249,7 +249,8 @@ extension QueueCore {
   /// Discards the whole extents in an operation's range; parts of extents are left alone.
   private mutating func issueDiscard(_ slot: Int32) -> Bool {
     let operation = operations + Int(slot)
-    guard let limits = parameters.discard else {
+    let secure = operation.pointee.isSecure || parameters.secureDiscard
+    guard let limits = parameters.discard, limits.secure || !secure else {
       operation.pointee.status = .notSupported
       return true
     }
@@ -263,7 +264,8 @@ extension QueueCore {
     let id = record(slot, .discard, .discard)
     ring.enqueue().setDiscard(
       id: id, handle: parameters.handle, sector: first >> parameters.sectorShift,
-      sectorCount: (stop - first) >> parameters.sectorShift)
+      sectorCount: (stop - first) >> parameters.sectorShift,
+      secure: secure)
     counters.directRequests &+= 1
     return true
   }

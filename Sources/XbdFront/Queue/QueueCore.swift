@@ -105,6 +105,7 @@ struct QueueCore: ~Copyable {
     operation.pointee.next = nextFree
     operation.pointee.command = request.command
     operation.pointee.forceUnitAccess = request.forceUnitAccess
+    operation.pointee.isSecure = request.isSecure
     operation.pointee.tag = tag
     operation.pointee.status = check(request)
     if operation.pointee.status == .okay, request.command != .flush {
@@ -142,11 +143,16 @@ struct QueueCore: ~Copyable {
     case .write, .writeZeroes, .discard:
       if parameters.isReadOnly { return .readOnly }
       if request.forceUnitAccess, parameters.flush == .none { return .notSupported }
-      if request.command == .discard, parameters.discard == nil { return .notSupported }
+      if request.command == .discard, !canDiscard(securely: request.isSecure) { return .notSupported }
       return request.command == .write && request.byteCount > Self.maxByteCount ? .outOfRange : .okay
     case .flush:
       return .okay
     }
+  }
+
+  private func canDiscard(securely: Bool) -> Bool {
+    guard let discard = parameters.discard else { return false }
+    return discard.secure || !securely
   }
 
   /// Finds the memory that an operation's payload passes through.

@@ -45,6 +45,8 @@ public struct QueueParameters: Sendable {
   public var hasBarrier: Bool
   /// How to discard; nil when the backend does not.
   public var discard: DiscardLimits?
+  /// Whether discards are asked to be secure ones.
+  public var secureDiscard = false
   /// Whether the backend may see what earlier requests left in a page (`trusted`, XSA-403).
   public var trusted: Bool
   /// How payloads travel.
@@ -76,6 +78,8 @@ extension QueueParameters {
     hasBarrier = options.useBarrier && features.barrier
     flush = options.useFlush && features.flushCache ? .flushCache : hasBarrier ? .barrier : .none
     discard = options.useDiscard ? features.discard : nil
+    if options.secureDiscard, discard?.secure != true { discard = nil }
+    secureDiscard = options.secureDiscard
     self.trusted = trusted
     copy = options.copy
     grants = options.grants
