@@ -33,6 +33,11 @@ final class DeviceDriver {
   private var drained: Set<Int> = []
   private var deadline: UInt64?
   private var graceDeadline: UInt64?
+  private var pacer = WatchPacer()
+  /// Watches that fired and were not followed yet, and when they may be.
+  private var backendMoved = false
+  private var frontendMoved = false
+  private var lookDeadline: UInt64?
 
   init(
     system: any XenSystem, store: any XenStore, location: DeviceLocation, options: FrontendOptions,
@@ -83,7 +88,7 @@ final class DeviceDriver {
   private func turn(_ loop: inout EventLoop) throws(XbdError) {
     _ = loop.wait(milliseconds: timeout())
     for message in shared.takeMessages() { receive(message) }
-    try receiveWatches()
+    try receiveWatches(&loop)
     let now = MonotonicClock.nanoseconds()
     if let grace = graceDeadline, now >= grace {
       graceDeadline = nil
@@ -96,7 +101,7 @@ final class DeviceDriver {
   }
 
   private func timeout() -> Int32? {
-    guard let first = [deadline, graceDeadline].compactMap({ $0 }).min() else { return nil }
+    guard let first = [deadline, graceDeadline, lookDeadline].compactMap({ $0 }).min() else { return nil }
     let now = MonotonicClock.nanoseconds()
     return first <= now ? 0 : Int32(clamping: (first - now) / 1_000_000 + 1)
   }
@@ -118,22 +123,44 @@ final class DeviceDriver {
     }
   }
 
-  /// Many events of one watch are one look at the state.
-  private func receiveWatches() throws(XbdError) {
-    var backendMoved = false
-    var frontendMoved = false
+  /// Many events of one watch are one look at the state, and there are not too many looks.
+  private func receiveWatches(_ loop: inout EventLoop) throws(XbdError) {
     do throws(XenError) {
-      while let event = try store.nextWatchEvent() {
+      // Bounded, so that a storm does not keep the thread from everything else.
+      for _ in 0..<Self.watchEventsPerTurn {
+        guard let event = try store.nextWatchEvent() else { break }
         if event.token == "backend" { backendMoved = true } else { frontendMoved = true }
       }
     } catch {
       throw XbdError(error, during: "reading xenstore watches")
     }
-    if frontendMoved, try !exists(location.frontend + "/" + Key.backend) {
+    guard backendMoved || frontendMoved else { return }
+    let now = MonotonicClock.nanoseconds()
+    let allowed = pacer.next(now)
+    if (allowed > now) != (lookDeadline != nil) {
+      // While nothing may be looked at, the watches that fire must not wake us either.
+      try? loop.modify(store.fileDescriptor, allowed > now ? [] : .readable, token: 0)
+    }
+    lookDeadline = allowed > now ? allowed : nil
+    guard allowed <= now else { return }
+    pacer.spend(now)
+    try look()
+  }
+
+  /// Follows the watches that fired.
+  private func look() throws(XbdError) {
+    let frontendFired = frontendMoved
+    let backendFired = backendMoved
+    frontendMoved = false
+    backendMoved = false
+    if frontendFired, try !exists(location.frontend + "/" + Key.backend) {
       return perform(machine.handle(.directoryRemoved))
     }
-    if backendMoved { perform(machine.handle(.backendState(try backendState()))) }
+    if backendFired { perform(machine.handle(.backendState(try backendState()))) }
   }
+
+  /// Far more than the interval between two looks can bring.
+  private static let watchEventsPerTurn = 16_384
 
   // MARK: Actions
 

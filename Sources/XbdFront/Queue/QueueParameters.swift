@@ -53,6 +53,8 @@ public struct QueueParameters: Sendable {
   public var grants: GrantMode
   /// The most pages the queue's pool may have.
   public var poolPages: Int
+  /// The longest a request may stay unanswered; nil for as long as it likes.
+  public var requestTimeout: Duration?
 }
 
 extension QueueParameters {
@@ -76,5 +78,6 @@ extension QueueParameters {
     copy = options.copy
     grants = options.grants
     poolPages = transport.poolPagesPerQueue
+    requestTimeout = options.requestTimeout
   }
 }

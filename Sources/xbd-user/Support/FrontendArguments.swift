@@ -51,12 +51,19 @@ struct FrontendArguments: ParsableArguments {
   @Option(help: "Seconds that the backend may take for each step of the handshake.")
   var timeout = 30
 
+  @Option(
+    help: "Seconds that the backend may leave a request unanswered before the device is given up; 0: for ever.")
+  var requestTimeout = 0
+
   mutating func validate() throws {
     guard (1...64).contains(queues) else { throw ValidationError("--queues takes 1 to 64") }
     guard (0...4).contains(ringOrder) else { throw ValidationError("--ring-order takes 0 to 4") }
     guard (1...4096).contains(indirect) else { throw ValidationError("--indirect takes 1 to 4096") }
     guard (1...1_048_576).contains(poolPages) else {
       throw ValidationError("--pool-pages takes 1 to 1048576")
+    }
+    guard (0...86400).contains(requestTimeout) else {
+      throw ValidationError("--request-timeout takes 0 to 86400 seconds")
     }
     guard (1...86400).contains(timeout) else { throw ValidationError("--timeout takes 1 to 86400 seconds") }
   }
@@ -73,6 +80,7 @@ struct FrontendArguments: ParsableArguments {
     options.trusted = trusted.map { $0 == .yes }
     options.abi = abi
     options.handshakeTimeout = .seconds(timeout)
+    options.requestTimeout = requestTimeout == 0 ? nil : .seconds(requestTimeout)
     return options
   }
 }
