@@ -100,6 +100,8 @@ public enum Fault: Sendable, Hashable {
   case node(String, [UInt8]?)
   /// The backend begins in another state than InitWait.
   case startAt(UInt8)
+  /// It goes to this state when it should connect.
+  case refuseToConnect(UInt8)
   /// The backend stays in a state and never leaves it.
   case stuck(UInt8)
   /// The state goes through these, one each time that the backend looks.
@@ -126,7 +128,8 @@ public enum Fault: Sendable, Hashable {
       .changeIndirectPages:
       .grants
     case .eventStorm, .noEvents, .closeChannel: .events
-    case .node, .startAt, .stuck, .bounce, .watchStorm, .vanish, .denyReading, .resizeStorm: .store
+    case .node, .startAt, .refuseToConnect, .stuck, .bounce, .watchStorm, .vanish, .denyReading, .resizeStorm:
+      .store
     }
   }
 

@@ -35,7 +35,7 @@ extension HostileBackend {
   ///
   /// - Returns: whether there was anything.
   func serve() -> Bool {
-    guard let ring else { return false }
+    guard let ring, !isChannelClosed else { return false }
     // A backend that suppresses notifications sleeps until it gets one all the same.
     if has(.suppressNotifications), !wasKicked { return false }
     wasKicked = false

@@ -85,6 +85,7 @@ extension HostileBackend {
       }
     case 3 where ring == nil || isNew, 4 where ring == nil && isNew:
       letGo(keeping: has(.keepMappings))
+      for case .refuseToConnect(let state) in plan.faults { return setState(state) }
       attach()
     case 5:
       if state != 5, state != 6 { setState(5) }

@@ -167,6 +167,9 @@ public final class HostileBackend: @unchecked Sendable {
   /// Complains of anything but zeroes behind what a write covers of its pages, from now on.
   public func checkTails() { perform { $0.checksTails = true } }
 
+  /// Forgets its complaints.
+  public func forgive() { observe { $0.complaints = [] } }
+
   /// Looks through everything that it can still see, of this connection or of earlier ones.
   ///
   /// - Returns: pages that it has mapped, and how many of them hold anything but zeroes. Waits for it.
@@ -204,13 +207,20 @@ public final class HostileBackend: @unchecked Sendable {
     }
   }
 
-  /// Changes what it does wrong.
+  /// Changes what it does wrong, and waits until it does.
   public func follow(_ plan: Plan) {
     shared.with {
       $0.plan = plan
       $0.mustReplan = true
     }
-    control.counter.signal()
+    catchUp()
+  }
+
+  /// Waits until the backend's thread has done what it was asked to.
+  public func catchUp() {
+    let done = Locked(false)
+    perform { _ in done.with { $0 = true } }
+    while !done.with({ $0 }) { usleep(200) }
   }
 
   /// Does something on the backend's thread.

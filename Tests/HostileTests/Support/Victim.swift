@@ -39,6 +39,9 @@ final class Victim {
   private var isStopped = false
   /// When the queue wants to know the time.
   private var wanted: UInt64?
+  /// Operations that are not given back when they end.
+  var keepsMemory = false
+  private(set) var kept: [UInt64: OperationID] = [:]
   /// Whether the owner tells the queue the time.
   var keepsTime = true
 
@@ -87,11 +90,15 @@ final class Victim {
 
   private func own(_ device: BlockDevice) {
     for queue in device.queues {
-      queue.onCompletion = { [unowned self] completion in
+      queue.onCompletion = { [unowned self, unowned queue] completion in
         var data: [UInt8] = []
         if completion.status == .okay { data = contents(queue, completion.operation) }
         ended[completion.tag] = Ended(status: completion.status, data: data, tag: completion.tag)
-        queue.release(completion.operation)
+        if keepsMemory {
+          kept[completion.tag] = completion.operation
+        } else {
+          queue.release(completion.operation)
+        }
       }
     }
   }
