@@ -271,6 +271,8 @@ extension DeviceDriver {
       }
       return XenbusState(rawValue: UInt8(number)) ?? .unknown
     } catch {
+      // A node that is gone is one that may not be read, where its parents may not be read either.
+      if error.code == .denied { return .unknown }
       throw XbdError(error, during: "reading \(path)")
     }
   }

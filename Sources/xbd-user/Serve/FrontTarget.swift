@@ -72,6 +72,8 @@ final class FrontTarget: BlockTarget {
 
   func armWakeup() -> Bool { queue.armWakeup() }
 
+  func keepTime(_ now: UInt64) -> UInt64? { queue.keepTime(now) }
+
   var descriptors: [Int32] { queue.descriptors }
 
   private static func status(_ status: OperationStatus) -> TargetStatus {

@@ -74,6 +74,11 @@ struct FrontendArguments: ParsableArguments {
   @Option(help: "Seconds that the backend may take for each step of the handshake.")
   var timeout = 30
 
+  @Option(
+    help:
+      "Seconds that the backend may leave a request unanswered before the device is given up; 0: for ever.")
+  var requestTimeout = 0
+
   /// As many as can run at once; each takes its part of the pool, and beyond four those get small.
   private static var defaultQueues: Int { max(1, min(4, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))))) }
 
@@ -83,6 +88,9 @@ struct FrontendArguments: ParsableArguments {
     guard (0...4096).contains(indirect) else { throw ValidationError("--indirect takes 0 to 4096") }
     guard (1...1_048_576).contains(poolPages) else {
       throw ValidationError("--pool-pages takes 1 to 1048576")
+    }
+    guard (0...86400).contains(requestTimeout) else {
+      throw ValidationError("--request-timeout takes 0 to 86400 seconds")
     }
     guard (1...86400).contains(timeout) else { throw ValidationError("--timeout takes 1 to 86400 seconds") }
   }
@@ -99,6 +107,7 @@ struct FrontendArguments: ParsableArguments {
     options.trusted = trusted.map { $0 == .yes }
     options.abi = abi
     options.handshakeTimeout = .seconds(timeout)
+    options.requestTimeout = requestTimeout == 0 ? nil : .seconds(requestTimeout)
     options.useFlush = !ignoreFlush
     options.useBarrier = !ignoreBarrier
     options.useDiscard = !ignoreDiscard

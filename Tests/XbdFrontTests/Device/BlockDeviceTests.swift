@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A device from its nodes to its end, over a fake Xen (cases 36 to 45 at the level of the driver).
+// A device from its nodes to its end, over a fake Xen.
 
 import Blkif
 import Platform
@@ -169,7 +169,7 @@ import Xen
     #expect(changes.with { $0 } == [.closing, .closed])
   }
 
-  @Test func case41_aBackendThatVanishesFailsWhatIsInFlight() throws {
+  @Test func aBackendThatVanishesFailsWhatIsInFlight() throws {
     let (system, device) = try Self.connected()
     let queue = device.queues[0]
     let ended = Guarded<[OperationStatus]>([])
@@ -192,7 +192,7 @@ import Xen
     #expect(error.code == .backendGone)
   }
 
-  @Test func case41_aDirectoryTakenAwayByForceIsNotCreatedAgain() throws {
+  @Test func aDirectoryTakenAwayByForceIsNotCreatedAgain() throws {
     let (system, device) = try Self.connected()
     system.tree.remove(FakeSystem.front)
     eventually("the device is gone") { device.waitUntilClosed(milliseconds: 1) }
@@ -204,7 +204,7 @@ import Xen
     #expect(error.message.contains("removed"))
   }
 
-  @Test func case37_aLostXenstoreFailsWhatIsInFlight() throws {
+  @Test func aLostXenstoreFailsWhatIsInFlight() throws {
     let (system, device) = try Self.connected()
     let queue = device.queues[0]
     let ended = Guarded<[OperationStatus]>([])
@@ -242,7 +242,7 @@ import Xen
     #expect(Self.close(device))
   }
 
-  @Test func case45_aNewSizeReachesQueueAndUserAndANonsensicalOneDoesNot() throws {
+  @Test func aNewSizeReachesQueueAndUserAndANonsensicalOneDoesNot() throws {
     let (system, device) = try Self.connected()
     let sizes = Guarded<[UInt64]>([])
     device.observe(change: { _ in }, resize: { size in sizes.with { $0.append(size) } })
@@ -280,7 +280,7 @@ import Xen
   @Test(arguments: [
     ("1", "1 (Initialising)"), ("2", "2 (InitWait)"), ("3", "3 (Initialised)"), ("5", "5 (Closing)"),
   ])
-  func case43_aTimeoutNamesBothStates(state: String, name: String) {
+  func aTimeoutNamesBothStates(state: String, name: String) {
     let system = FakeSystem(backend: ["state": state])
     var options = system.options
     options.handshakeTimeout = .milliseconds(80)
@@ -304,7 +304,7 @@ import Xen
     #expect(Self.close(device))
   }
 
-  @Test func case42_whatACrashLeftBehindIsClosedFirst() throws {
+  @Test func whatACrashLeftBehindIsClosedFirst() throws {
     let system = FakeSystem(backend: ["state": "4"])
     system.tree[FakeSystem.front + "/state"] = "4"
     system.answer(FakeSystem.honest)
@@ -338,7 +338,7 @@ import Xen
       ("backend-id", "65536"),
       ("backend-id", " 0"), ("backend-id", "-1"),
     ] as [(String, String?)])
-  func case36_aDeviceWhoseBackendMakesNoSenseIsRefused(key: String, value: String?) {
+  func aDeviceWhoseBackendMakesNoSenseIsRefused(key: String, value: String?) {
     let system = FakeSystem()
     system.tree[FakeSystem.front + "/" + key] = value
     let error = Self.failure(system)
