@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The servers that are compared: how each is started on a Unix socket, and what processor time it has used."""
+"""The servers that are compared: how each is started on a Unix socket, and what processor time it has used.
+
+Two of them are no peers: `bound` and `bound-gather` store nothing (bound.c). What they reach is what no server on one
+thread can pass with the client at hand, so that a goal beyond it is known to be out of reach.
+"""
 
 import os
 import shutil
@@ -11,7 +15,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Server:
-    """One running server. `kind` is what is behind it: memory, or a file on tmpfs."""
+    """One running server. `kind` is what is behind it: memory, a file on tmpfs, or nothing ("bound")."""
 
     def __init__(self, name, kind, ours, command, needs):
         self.name, self.kind, self.ours = name, kind, ours
@@ -97,6 +101,16 @@ def nbd_server(server, _):
     return ["nbd-server", "-C", config, "-p", os.path.join(server.directory, "pid")]
 
 
+def bound(*arguments):
+    def command(server, size):
+        program = os.path.join(server.directory, "bound")
+        source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bound.c")
+        subprocess.run(["cc", "-O2", "-Wall", "-o", program, source], check=True)
+        return [program, server.socket, str(size), *arguments]
+
+    return command
+
+
 def all_servers(xbd, arguments):
     """Every server, ours first."""
 
@@ -114,6 +128,8 @@ def all_servers(xbd, arguments):
         Server("qemu-nbd", "file", False,
                lambda s, size: ["qemu-nbd", "-t", "-e", "8", "-f", "raw", "-k", s.socket, s.image], "qemu-nbd"),
         Server("nbd-server", "file", False, nbd_server, "nbd-server"),
+        Server("bound", "bound", False, bound(), "cc"),
+        Server("bound-gather", "bound", False, bound("30"), "cc"),
     ]
 
 
