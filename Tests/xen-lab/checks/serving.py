@@ -80,29 +80,28 @@ dd if=/dev/urandom of=/mnt/tree/large bs=64k count=200 status=none
 rm /mnt/tree/3/4; mv /mnt/tree/5 /mnt/tree/2/moved; ln -s large /mnt/tree/link
 sync
 """
-SUM = "(cd /mnt/tree && find . -type f | sort | xargs sha256sum | sha256sum; find . | sort | sha256sum)"
+SUM = "cd /mnt/tree && { find . -type f | sort | xargs sha256sum; find . | sort; } | sha256sum"
 
 
 def filesystem(lab, server, kind="ext4"):
     """mkfs, mount, a tree, umount, fsck, mount again: the tree is the same. Returns its checksum."""
     make = "mkfs.ext4 -q -F /dev/nbd0" if kind == "ext4" else "mkfs.xfs -q -f /dev/nbd0"
     look = "e2fsck -f -n /dev/nbd0 >/run/fsck 2>&1" if kind == "ext4" else "xfs_repair -n /dev/nbd0 >/run/fsck 2>&1"
-    modprobe = f"modprobe {kind}"
     text = lab.domu.run(f"""
 set -e
-{modprobe}
+modprobe {kind}
 {NBD_UP.format(socket=server.socket)}
-trap 'umount /mnt 2>/dev/null; {NBD_DOWN}' EXIT
+trap 'cd /; umount /mnt 2>/dev/null || true; {NBD_DOWN} || true' EXIT
 {make}
 mount -t {kind} /dev/nbd0 /mnt
 {MAKE_TREE}
-before=$({SUM})
+before=$( {SUM} )
 umount /mnt
 {look} || {{ cat /run/fsck; exit 1; }}
 blockdev --flushbufs /dev/nbd0
 echo 3 >/proc/sys/vm/drop_caches
 mount -t {kind} /dev/nbd0 /mnt
-after=$({SUM})
+after=$( {SUM} )
 umount /mnt
 [ "$before" = "$after" ] || {{ echo "the tree changed: $before / $after"; exit 1; }}
 echo "$after" """, 240)
