@@ -53,6 +53,7 @@ extension Key {
     "physical-device-path": "what the hotplug script made of params",
     "hotplug-status": "whether the hotplug script has run",
     "script": "the hotplug script (private to the toolstack)",
+    "specification": "xen, or virtio for another kind of disk (private to the toolstack)",
     "direct-io-safe": "O_DIRECT may be used (private to the backend)",
   ]
 }

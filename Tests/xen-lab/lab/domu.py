@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A PV domU with xbd-user in it, and the disks that dom0 gives it."""
+
+import os
+import shutil
+
+from . import tree
+from .progress import LabError, say
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+# Letters of the devices that are in use: xvdb and on.
+FIRST_DEVICE = 51728
+
+CONFIG = """name = "domu"
+type = "pv"
+kernel = "/lab/vmlinux"
+ramdisk = "/lab/domu.cpio"
+memory = {memory}
+vcpus = {vcpus}
+extra = "console=hvc0 quiet loglevel=4 panic=1 {mode}"
+on_crash = "destroy"
+on_reboot = "destroy"
+on_poweroff = "destroy"
+vif = []
+disk = []
+"""
+
+
+def pack(images, share, program, helpers=()):
+    """Makes the domU's initial root: the cached tree, then what changes with every build."""
+    own = share + "/own"
+    shutil.rmtree(own, ignore_errors=True)
+    os.makedirs(own)
+    tree.copy_program(program, own)
+    for name, place in (("domu-init", "/init"), ("agent", "/usr/bin/lab-agent"), ("client.py", "/usr/bin/lab-client")):
+        tree.copy_file(f"{HERE}/../guest/{name}", own, place)
+        os.chmod(own + place, 0o755)
+    for helper, place in helpers:
+        tree.copy_file(helper, own, place)
+    tree.archive(images + "/domu-root", share + "/domu.cpio")
+    tree.archive(own, share + "/own.cpio")
+    with open(share + "/domu.cpio", "ab") as out, open(share + "/own.cpio", "rb") as more:
+        # The kernel wants each archive of several to begin at a multiple of four bytes.
+        out.write(b"\0" * (-out.tell() % 4))
+        shutil.copyfileobj(more, out)
+    for mode in ("agent", "shell"):
+        with open(f"{share}/domu-{mode}.cfg", "w") as out:
+            out.write(CONFIG.format(memory=512, vcpus=1, mode="lab=" + mode))
+
+
+class DomU:
+    """The domU, created and destroyed by xl, asked through its console."""
+
+    def __init__(self, machine):
+        self.machine = machine
+        self.dom0 = machine.dom0
+        self.agent = machine.domu_line()
+        self.id = None
+
+    def create(self, memory=512, vcpus=1):
+        with open(self.machine.share + "/domu-run.cfg", "w") as out:
+            out.write(CONFIG.format(memory=memory, vcpus=vcpus, mode="lab=agent"))
+        self.dom0.run("xl create /lab/domu-run.cfg", 120)
+        self.connect()
+        say(f"domU: domain {self.id} is up")
+
+    def connect(self):
+        """Connects the second port of the machine to the domU's console."""
+        self.id = int(self.dom0.run("xl domid domu"))
+        self.dom0.run(f"/lab/guest/bridge {self.id}")
+        self.agent.wait_until_ready(120)
+
+    def destroy(self):
+        self.dom0.ask("xl destroy domu; for i in $(seq 100); do xl domid domu >/dev/null 2>&1 || break; sleep 0.1; done", 60)
+        self.id = None
+
+    def ask(self, script, seconds=60):
+        return self.agent.ask(script, seconds)
+
+    def run(self, script, seconds=60):
+        return self.agent.run(script, seconds)
+
+
+class Disk:
+    """A disk that a backend in dom0 serves to a domain: `kind` is "blkback" or "qdisk"."""
+
+    def __init__(self, dom0, domain, kind, name="xvdb", size=64 << 20, readonly=False, image=None):
+        self.dom0 = dom0
+        self.domain = domain
+        self.kind = kind
+        self.name = name
+        self.number = FIRST_DEVICE + 16 * (ord(name[-1]) - ord("b"))
+        self.size = size
+        self.mode = "r" if readonly else "w"
+        self.image = image or f"/disks/{kind}-{domain}-{name}.img"
+        back = "vbd" if kind == "blkback" else "qdisk"
+        self.backend = f"/local/domain/0/backend/{back}/{domain}/{self.number}"
+        self.frontend = f"/local/domain/{domain}/device/vbd/{self.number}"
+        self.loop = None
+
+    def create(self):
+        self.dom0.run(f"truncate -s {self.size} {self.image}")
+
+    def attach(self, attached=True):
+        """What `xl block-attach` does; blkback's own device is a loop device over the image."""
+        if self.kind == "blkback":
+            if not self.loop:
+                self.loop = self.dom0.run(f"losetup -f --show {self.image}")
+            what = f"format=raw,vdev={self.name},access={self.mode},backendtype=phy,script=/lab/guest/block,target={self.loop}"
+        else:
+            self.dom0.run(f"/lab/guest/qdisk-server {self.domain}")
+            what = f"format=raw,vdev={self.name},access={self.mode},backendtype=qdisk,target={self.image}"
+        self.dom0.run(f"xl block-attach {self.domain} '{what}'", 90)
+        if attached:
+            self.wait_backend(2, 30)
+
+    def wait_backend(self, state, seconds):
+        answer = self.dom0.ask(
+            f"for i in $(seq {seconds * 10}); do s=$(xenstore-read {self.backend}/state 2>/dev/null); "
+            f"[ \"$s\" = {state} ] && exit 0; sleep 0.1; done; echo the backend stays at \"$s\"; exit 1", seconds * 4 + 20)
+        if not answer:
+            raise AssertionError(f"{self.backend}: {answer.text.strip()}, wanted {state}")
+
+    def detach(self, force=False):
+        return self.dom0.ask(f"xl block-detach {self.domain} {self.number}{' --force' if force else ''}", 90)
+
+    def remove(self):
+        """Detaches and lets go of what the backend had."""
+        self.detach()
+        if self.dom0.ask(f"xenstore-exists {self.backend}/state"):
+            self.detach(force=True)
+        if self.loop:
+            self.dom0.ask(f"losetup -d {self.loop}")
+            self.loop = None
+        self.dom0.ask(f"rm -f {self.image}")
