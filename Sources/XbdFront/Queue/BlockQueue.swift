@@ -142,7 +142,7 @@ public final class BlockQueue: @unchecked Sendable {
       core.pointee.retryParked()
       core.pointee.issuePending()
       publish()
-      let served = !core.pointee.isDead && inlineBackend?.run() ?? false
+      let served = inlineBackend?.run() ?? false
       let answered = core.pointee.reap()
       while let completion = core.pointee.nextCompletion() {
         ended = true
@@ -276,6 +276,9 @@ public final class BlockQueue: @unchecked Sendable {
   private func unlink() {
     try? channels.unbind(port)
     maskedPort = false
+    let before = descriptors
+    inlineBackend = nil
+    tellOfChange(from: before)
     core.pointee.suspend()
     ringPages = nil
     control.reportSuspended()
@@ -285,19 +288,25 @@ public final class BlockQueue: @unchecked Sendable {
   private func relink(_ link: QueueLink) {
     guard let ring = link.takeRing(), let pool = link.takePool() else { return }
     let before = descriptors
+    // Open until nobody waits for it any more.
     let old = channels
     channels = link.channels
     port = link.port
     ringPages = link.ringPages
-    inlineBackend = nil
     isArmed = false
     maskedPort = false
     reportedViolation = false
     core.pointee.resume(parameters: link.parameters, ring: ring, pool: pool)
     onReconnect()
-    let after = descriptors
-    onDescriptorsChange(before.filter { !after.contains($0) }, after.filter { !before.contains($0) })
+    tellOfChange(from: before)
     withExtendedLifetime(old) {}
+  }
+
+  /// Tells the owner how `descriptors` has changed.
+  private func tellOfChange(from before: [Int32]) {
+    let after = descriptors
+    guard after != before else { return }
+    onDescriptorsChange(before.filter { !after.contains($0) }, after.filter { !before.contains($0) })
   }
 
   private func reportTrouble() {
