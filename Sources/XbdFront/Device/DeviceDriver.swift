@@ -183,9 +183,13 @@ final class DeviceDriver {
         return perform(machine.handle(.directoryRemoved))
       }
       if try wasRestored() {
+        let old = location
         location = try DeviceLocation(again: location, in: store)
         do throws(XenError) {
-          try store.watch(location.backendState, token: "backend")
+          if location.backendState != old.backendState {
+            try store.watch(location.backendState, token: "backend")
+            try? store.unwatch(old.backendState, token: "backend")
+          }
         } catch {
           throw XbdError(error, during: "watching \(location.backendState)")
         }
