@@ -49,11 +49,11 @@ final class DeviceDriver {
   /// Queues whose pool has met the domain's limit, and when to try again.
   var limited: Set<Int> = []
   var growDeadline: UInt64?
-  var pacer = WatchPacer()
+  private var pacer = WatchPacer()
   /// Watches that fired and were not followed yet, and when they may be.
-  var backendMoved = false
-  var frontendMoved = false
-  var lookDeadline: UInt64?
+  private var backendMoved = false
+  private var frontendMoved = false
+  private var lookDeadline: UInt64?
 
   init(
     system: any XenSystem, store: any XenStore, location: DeviceLocation, options: FrontendOptions,
@@ -172,6 +172,9 @@ final class DeviceDriver {
     limited = []
   }
 
+  /// Far more than the interval between two looks can bring.
+  private static let watchEventsPerTurn = 16_384
+
   /// Many events of one watch are one look at the state, and there are not too many looks.
   private func receiveWatches(_ loop: inout EventLoop) throws(XbdError) {
     do throws(XenError) {
@@ -196,20 +199,31 @@ final class DeviceDriver {
     try look()
   }
 
-  /// Far more than the interval between two looks can bring.
-  private static let watchEventsPerTurn = 16_384
-
   /// Follows the watches that fired.
   private func look() throws(XbdError) {
-    let frontendFired = frontendMoved
-    let backendFired = backendMoved
+    let (frontendFired, backendFired) = (frontendMoved, backendMoved)
     frontendMoved = false
     backendMoved = false
     if frontendFired {
       guard try exists(location.frontend + "/" + Key.backend) else {
         return perform(machine.handle(.directoryRemoved))
       }
-      if try wasRestored() { return try resume() }
+      if try wasRestored() {
+        let old = location.backendState
+        location = try DeviceLocation(again: location, in: store)
+        // The same path is watched still; xenstore refuses to watch it twice.
+        if location.backendState != old {
+          try? store.unwatch(old, token: "backend")
+          do throws(XenError) {
+            try store.watch(location.backendState, token: "backend")
+          } catch {
+            throw XbdError(error, during: "watching \(location.backendState)")
+          }
+        }
+        let own = try state(location.frontendState)
+        written = own
+        return perform(machine.handle(.resumed(own: own, backend: try backendState())))
+      }
     }
     guard backendFired else { return }
     let backend = try backendState()
@@ -217,19 +231,6 @@ final class DeviceDriver {
       perform(machine.handle(.online(try bytes(location.backend + "/" + Key.online) != Array("0".utf8))))
     }
     perform(machine.handle(.backendState(backend)))
-  }
-
-  /// The toolstack has made the device anew, perhaps with another backend.
-  private func resume() throws(XbdError) {
-    location = try DeviceLocation(again: location, in: store)
-    do throws(XenError) {
-      try store.watch(location.backendState, token: "backend")
-    } catch {
-      throw XbdError(error, during: "watching \(location.backendState)")
-    }
-    let own = try state(location.frontendState)
-    written = own
-    perform(machine.handle(.resumed(own: own, backend: try backendState())))
   }
 
   /// Whether the toolstack has made the device anew, as it does when a domain is restored or has migrated: our own
