@@ -72,8 +72,20 @@ public protocol BlockTarget: AnyObject {
   /// - Returns: when `poll` and this should be called again at the latest; nil when descriptors say it all.
   func keepTime(_ now: UInt64) -> UInt64?
 
-  /// Descriptors that become readable when `poll` should be called; constant for the target's life.
+  /// Descriptors that become readable when `poll` should be called; `onDescriptorsChange` tells of others.
   var descriptors: [Int32] { get }
+
+  /// Called from within `poll` when `descriptors` has changed; the removed ones are closed after the call. Set once by
+  /// the worker.
+  var onDescriptorsChange: (_ removed: [Int32], _ added: [Int32]) -> Void { get set }
+}
+
+extension BlockTarget {
+  /// A target whose descriptors stay the same has nobody to tell.
+  public var onDescriptorsChange: (_ removed: [Int32], _ added: [Int32]) -> Void {
+    get { { _, _ in } }
+    set {}
+  }
 }
 
 extension BlockTarget {

@@ -33,6 +33,8 @@ enum ControlOperation: UInt32 {
   case status = 13
   /// a = domain: its nodes are in xenstore, those who watch @introduceDomain may look.
   case introduceDomain = 14
+  /// a = domain: its grants and event channels mean nothing any more.
+  case invalidateDomain = 15
 }
 
 /// A request or a reply; `code` is the operation or, in a reply, an errno with 0 for success.

@@ -6,6 +6,7 @@
 import ArgumentParser
 import Blkif
 import Glibc
+import Platform
 import XenLoopback
 import Xen
 
@@ -22,8 +23,17 @@ final class OutsideBackend {
   /// QEMU with nothing but a Xen machine's backends, as Debian's qemu-system-xen installs it.
   static let qemu = "/usr/libexec/xen-qemu-system-i386"
 
+  private let choice: BackendChoice
   private let host: LoopbackHost
-  private let child: ChildCommand?
+  private let toolstack: LoopbackToolstack
+  private let nodes: LoopbackBlockDevice
+  /// The program and its arguments; empty when the user starts it.
+  private let command: [String]
+  private var child: ChildCommand?
+  /// Tells of a user's backend that has ended.
+  private let lost: LostBackend
+  /// A backend has died and is to be followed by another one; not before this time.
+  private var replacementDue: UInt64?
   /// Xen as the frontend's domain sees it.
   let frontend: any XenSystem
 
@@ -34,8 +44,13 @@ final class OutsideBackend {
     _ choice: BackendChoice, directory: String, image: String, readOnly: Bool, queues: Int,
     storage: StorageArguments, pageLimit: Int, timeout: Double, signals: borrowing Signals
   ) throws {
-    host = try LoopbackHost(directory: directory)
-    let toolstack = try LoopbackToolstack(directory: host.directory)
+    self.choice = choice
+    let lost = try LostBackend()
+    self.lost = lost
+    host = try LoopbackHost(directory: directory) { ended, peer in
+      if ended == .dom0, peer == loopbackFrontend { lost.counter.signal() }
+    }
+    toolstack = try LoopbackToolstack(directory: host.directory)
     try toolstack.createDomain(loopbackFrontend, pageLimit: pageLimit)
     frontend = try LoopbackDomain(joining: host.directory, domain: loopbackFrontend)
     var nodes = LoopbackBlockDevice(
@@ -47,11 +62,10 @@ final class OutsideBackend {
     let exec = [own, "loopback", "exec", "--with-parent", host.directory, "--"]
     switch choice {
     case .reference, .process:
-      child = try ChildCommand(
+      command =
         [own, "backend", image, "--loopback", host.directory, "--device", "\(nodes.virtualDevice)"]
-          + ["--max-queues", "\(queues)", "--with-parent"] + (readOnly ? ["--read-only"] : [])
-          + storage.commandLine,
-        environment: ChildCommand.environment(adding: []), asHelper: true)
+        + ["--max-queues", "\(queues)", "--with-parent"] + (readOnly ? ["--read-only"] : [])
+        + storage.commandLine
     case .qemu:
       guard access(Self.qemu, X_OK) == 0 else {
         throw Failure("\(Self.qemu) is missing: install the package qemu-system-xen")
@@ -60,37 +74,47 @@ final class OutsideBackend {
       nodes.kind = "qdisk"
       nodes.type = "qdisk"
       nodes.parameters = try Self.qemuParameters(image, storage, readOnly)
-      try toolstack.attach(nodes)
-      child = try ChildCommand(
+      command =
         exec + [
           Self.qemu, "-M", "xenpv", "-xen-attach", "-xen-domid", "\(loopbackFrontend)", "-nographic",
           "-nodefaults", "-no-user-config", "-monitor", "none", "-serial", "none", "-parallel", "none",
-        ], environment: ChildCommand.environment(adding: []), asHelper: true)
+        ]
     case .none:
-      child = nil
+      command = []
       nodes.kind = "qdisk"
       nodes.type = "qdisk"
       if !image.contains(":") { nodes.parameters = try Self.qemuParameters(image, storage, readOnly) }
-      try toolstack.attach(nodes)
-      let variables = try DropIn.variables(
-        DropIn.library(), LoopbackDomain(joining: host.directory, domain: .dom0))
-      Console.note(
-        """
-        waiting for a backend on \(nodes.backendPath), params \(nodes.parameters)
-        start one as domain 0 with
-          xbd-user loopback exec \(host.directory) -- PROGRAM
-        or in this environment
-        \(variables.map { "  \($0.0)=\($0.1)" }.joined(separator: "\n"))
-        """)
     }
+    self.nodes = nodes
+    // The reference backend attaches its device by itself.
+    if nodes.kind == "qdisk" { try toolstack.attach(nodes) }
+    if choice == .none { try explain() }
+    try start()
     do {
-      try Self.wait(
-        for: nodes.backendPath, toolstack.store, child, signals, seconds: child == nil ? nil : timeout)
+      try wait(signals, seconds: child == nil ? nil : timeout)
     } catch {
       child?.end(milliseconds: 2000)
       host.stop()
       throw error
     }
+  }
+
+  private func start() throws {
+    guard !command.isEmpty else { return }
+    child = try ChildCommand(command, environment: ChildCommand.environment(adding: []), asHelper: true)
+  }
+
+  private func explain() throws {
+    let variables = try DropIn.variables(
+      DropIn.library(), LoopbackDomain(joining: host.directory, domain: .dom0))
+    Console.note(
+      """
+      waiting for a backend on \(nodes.backendPath), params \(nodes.parameters)
+      start one as domain 0 with
+        xbd-user loopback exec \(host.directory) -- PROGRAM
+      or in this environment
+      \(variables.map { "  \($0.0)=\($0.1)" }.joined(separator: "\n"))
+      """)
   }
 
   /// Ends backend and host.
@@ -101,13 +125,48 @@ final class OutsideBackend {
     host.stop()
   }
 
-  private static func wait(
-    for path: String, _ store: any XenStore, _ child: ChildCommand?, _ signals: borrowing Signals,
-    seconds: Double?
-  ) throws {
+  // MARK: A backend's death
+
+  /// Readable when a backend that the user started has ended.
+  var lostDescriptor: Int32 { lost.counter.fileDescriptor }
+
+  /// Looks whether the backend's program has ended.
+  ///
+  /// - Returns: a sentence about how; nil while it runs.
+  func takeDeath() -> String? {
+    if command.isEmpty { return lost.counter.drain() ? "the backend's process has ended" : nil }
+    guard let status = child?.exitStatus() else { return nil }
+    child = nil
+    let how = status > 128 ? "was killed by signal \(status - 128)" : "has ended with status \(status)"
+    return "the backend's program (\(choice == .qemu ? "QEMU" : "xbd-user backend")) \(how)"
+  }
+
+  /// Has another backend take its place as soon as the frontend has let go of the ring.
+  func replace() { replacementDue = MonotonicClock.nanoseconds() }
+
+  /// Whether `replaceIfPossible` should be called again soon.
+  var isBeingReplaced: Bool { replacementDue != nil }
+
+  /// Starts another backend, or makes the device ready for the one that the user starts, if it is time.
+  func replaceIfPossible() throws {
+    guard let due = replacementDue, MonotonicClock.nanoseconds() >= due else { return }
+    // While the nodes name a ring, a new backend would serve it: requests of long ago, from pages used anew.
+    guard let state = try toolstack.store.read(nodes.frontendPath + "/state"), ["1", "6"].contains(state)
+    else { return }
+    replacementDue = nil
+    try toolstack.renewBackend(nodes)
+    if command.isEmpty { try explain() }
+    try start()
+  }
+
+  /// A replacement that died at once is followed by the next in a moment.
+  func replaceLater() { replacementDue = MonotonicClock.nanoseconds() &+ 1_000_000_000 }
+
+  private func wait(_ signals: borrowing Signals, seconds: Double?) throws {
     var left = seconds.map { Int($0 * 10) }
     var look = pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0)
-    while try store.read("\(path)/state") != "2" {
+    let path = nodes.backendPath
+    while try toolstack.store.read("\(path)/state") != "2" {
       if let status = child?.exitStatus() {
         throw Failure("the backend ended with status \(status) before it served anything")
       }
@@ -137,5 +196,14 @@ final class OutsideBackend {
     guard let resolved = realpath(image, nil) else { throw Failure("cannot find \(image)") }
     defer { free(resolved) }
     return (isQcow2 ? "qcow2:" : "raw:") + String(cString: resolved)
+  }
+}
+
+/// What the host's thread signals.
+private final class LostBackend: Sendable {
+  let counter: EventCounter
+
+  init() throws {
+    counter = try EventCounter()
   }
 }
