@@ -71,7 +71,8 @@ struct FrontendArguments: ParsableArguments {
   var timeout = 30
 
   @Option(
-    help: "Seconds that the backend may leave a request unanswered before the device is given up; 0: for ever.")
+    help: "Seconds that the backend may leave a request unanswered; then the device is given up. 0: for ever."
+  )
   var requestTimeout = 0
 
   mutating func validate() throws {

@@ -294,7 +294,9 @@ final class Victim {
   ///
   /// - Parameter keepsBackend: for a test that goes on with it, and stops it then.
   ///   Backends that scribble over their own requests have complaints that mean nothing.
-  func stop(keepsBackend: Bool = false, complains: Bool = true, sourceLocation: SourceLocation = #_sourceLocation) {
+  func stop(
+    keepsBackend: Bool = false, complains: Bool = true, sourceLocation: SourceLocation = #_sourceLocation
+  ) {
     isStopped = true
     device.close()
     run(
@@ -308,7 +310,8 @@ final class Victim {
     if !keepsBackend { backend.stop() }
     let seen = backend.observations
     #expect(seen.leaks.isEmpty, "\(Set(seen.leaks))", sourceLocation: sourceLocation)
-    #expect(!complains || seen.complaints.isEmpty, "\(seen.complaints.prefix(5))", sourceLocation: sourceLocation)
+    #expect(
+      !complains || seen.complaints.isEmpty, "\(seen.complaints.prefix(5))", sourceLocation: sourceLocation)
   }
 }
 
