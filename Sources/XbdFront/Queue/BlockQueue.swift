@@ -27,7 +27,8 @@ public final class BlockQueue: @unchecked Sendable {
   private let core: UnsafeMutablePointer<QueueCore>
   private var channels: any EventChannels
   private var port: EventChannelPort
-  private var ringPages: SharedPages
+  /// Nil while there is no backend: nobody may map a ring of before.
+  private var ringPages: SharedPages?
   private let wakeup: EventCounter
   let control: QueueControl
   private var inlineBackend: (any InlineBackend)?
@@ -142,7 +143,7 @@ public final class BlockQueue: @unchecked Sendable {
       core.pointee.retryParked()
       core.pointee.issuePending()
       publish()
-      let served = inlineBackend?.run() ?? false
+      let served = !core.pointee.isDead && inlineBackend?.run() ?? false
       let answered = core.pointee.reap()
       while let completion = core.pointee.nextCompletion() {
         ended = true
@@ -316,6 +317,7 @@ public final class BlockQueue: @unchecked Sendable {
     try? channels.unbind(port)
     maskedPort = false
     core.pointee.suspend()
+    ringPages = nil
     control.reportSuspended()
   }
 
