@@ -209,11 +209,16 @@ final class DeviceDriver {
         return perform(machine.handle(.directoryRemoved))
       }
       if try wasRestored() {
+        let old = location.backendState
         location = try DeviceLocation(again: location, in: store)
-        do throws(XenError) {
-          try store.watch(location.backendState, token: "backend")
-        } catch {
-          throw XbdError(error, during: "watching \(location.backendState)")
+        // The same path is watched still; xenstore refuses to watch it twice.
+        if location.backendState != old {
+          try? store.unwatch(old, token: "backend")
+          do throws(XenError) {
+            try store.watch(location.backendState, token: "backend")
+          } catch {
+            throw XbdError(error, during: "watching \(location.backendState)")
+          }
         }
         let own = try state(location.frontendState)
         written = own
