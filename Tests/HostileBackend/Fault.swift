@@ -146,14 +146,17 @@ public enum Fault: Sendable, Hashable {
 
 /// Faults and when they begin.
 public struct Plan: Sendable, CustomStringConvertible {
+  /// All at work at once.
   public var faults: [Fault]
   /// Requests that are served properly first; faults of `Hook.store` that concern nodes act from the beginning.
   public var after: Int
 
+  /// Makes one.
   public init(_ faults: [Fault] = [], after: Int = 0) {
     self.faults = faults
     self.after = after
   }
 
+  /// For people.
   public var description: String { "\(faults) after \(after) requests" }
 }

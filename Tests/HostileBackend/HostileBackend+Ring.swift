@@ -287,7 +287,7 @@ extension HostileBackend {
         ring.store(UInt32(truncatingIfNeeded: nextRandom()), at: offset)
       }
     }
-    if has(.scribbleSlots) {
+    if has(.scribbleSlots), ring.consumer &- ring.producer <= ring.capacity {
       // Those in flight: not the ones that hold answers which nobody has fetched.
       var index = ring.producer
       while index != ring.consumer {

@@ -80,6 +80,8 @@ extension HostileBackend {
     case 1:
       if state >= 5 || (ring != nil && isNew) {
         letGo(keeping: has(.keepMappings))
+        // The toolstack may have made the device anew.
+        for (key, value) in nodes { try? store.write("\(path)/\(key)", value) }
         applyNodeFaults()
         setState(2)
       }

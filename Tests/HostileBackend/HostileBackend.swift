@@ -27,6 +27,7 @@ public struct Observations: Sendable {
   public var states: [UInt8] = []
   /// Looks through granted pages, and what was found that should not be there.
   public var pagesScanned = 0
+  /// What was found in granted pages that should not be there.
   public var leaks: [String] = []
   /// What a strict backend would complain about.
   public var complaints: [String] = []
@@ -53,6 +54,7 @@ public final class HostileBackend: @unchecked Sendable {
     var errands: [@Sendable (HostileBackend) -> Void] = []
   }
 
+  /// What it serves.
   public let disk: HostileDisk
   let machine: HostileMachine
   let system: LoopbackDomain
@@ -304,6 +306,7 @@ public final class HostileBackend: @unchecked Sendable {
 /// A disk in memory, each byte of which depends on its place.
 public final class HostileDisk: @unchecked Sendable {
   // SAFETY: the backend's thread writes it; tests read it while no request is in flight.
+  /// All of it.
   public let bytes: UnsafeMutableBufferPointer<UInt8>
 
   init(byteCount: Int) {
@@ -325,6 +328,7 @@ public final class Locked<Value>: @unchecked Sendable {
   private let mutex: UnsafeMutablePointer<pthread_mutex_t>
   private var value: Value
 
+  /// Makes one.
   public init(_ value: Value) {
     mutex = .allocate(capacity: 1)
     pthread_mutex_init(mutex, nil)
@@ -336,6 +340,7 @@ public final class Locked<Value>: @unchecked Sendable {
     mutex.deallocate()
   }
 
+  /// Uses the value with the lock held.
   public func with<Result>(_ body: (inout Value) -> Result) -> Result {
     pthread_mutex_lock(mutex)
     defer { pthread_mutex_unlock(mutex) }

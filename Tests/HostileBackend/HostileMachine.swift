@@ -12,8 +12,11 @@ public import XenLoopback
 public final class HostileMachine: Sendable {
   /// The frontend's domain.
   public static let domain = DomainID(7)
+  /// Its Xen.
   public let host: LoopbackHost
+  /// Its toolstack.
   public let toolstack: LoopbackToolstack
+  /// Its disk.
   public let device: LoopbackBlockDevice
 
   private static let devices = Atomic<UInt32>(0)

@@ -73,9 +73,13 @@ final class HostileRing: @unchecked Sendable {
 
 /// A request as it lay in the ring.
 public struct HostileRequest: Sendable {
+  /// A segment.
   public struct Part: Sendable {
+    /// The page.
     public var reference: UInt32
+    /// Its first sector.
     public var first: UInt8
+    /// Its last sector.
     public var last: UInt8
   }
 
@@ -100,13 +104,22 @@ public struct HostileRequest: Sendable {
   func load<Value: FixedWidthInteger>(_ offset: Int) -> Value {
     slot.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: offset, as: Value.self) }
   }
+  /// The operation as it stands in the slot.
   public var wireOperation: UInt8 { slot[0] }
+  /// Whether its segments are in pages of their own.
   public var isIndirect: Bool { wireOperation == 6 }
+  /// What it asks for; the operation inside an indirect one.
   public var operation: UInt8 { isIndirect ? slot[1] : wireOperation }
+  /// Its number.
   public var id: UInt64 { load(8) }
+  /// Where it begins, in sectors.
   public var sector: UInt64 { load(16) }
+  /// How much a discard covers, in sectors.
   public var discardSectors: UInt64 { load(24) }
+  /// Segments that an indirect request says it has.
   public var indirectSegmentCount: Int { isIndirect ? Int(load(2) as UInt16) : 0 }
+  /// A page of its list of segments.
   public func indirectReference(_ page: Int) -> UInt32 { load(28 + 4 * page) }
+  /// Pages of its list of segments.
   public var indirectPageCount: Int { (indirectSegmentCount + 511) / 512 }
 }

@@ -113,8 +113,7 @@ import Xen
       victim.run("a reason; \(what)", until: { victim.failure != nil })
       #expect((victim.failure?.message.utf8.count ?? 0) > 20)
     }
-    victim.backend.forgive()
-    victim.stop()
+    victim.stop(complains: false)
   }
 
   /// SplitMix64.

@@ -76,7 +76,9 @@ public final class MemoryDisk: @unchecked Sendable {
   /// Targets want to know the time this often from now on, in nanoseconds.
   ///
   /// Wakes nobody: before the first sleep.
-  public func wantTime(every nanoseconds: UInt64) { pace.store(nanoseconds, ordering: .sequentiallyConsistent) }
+  public func wantTime(every nanoseconds: UInt64) {
+    pace.store(nanoseconds, ordering: .sequentiallyConsistent)
+  }
   /// How often they were told.
   public var timesTold: Int { tellings.load(ordering: .sequentiallyConsistent) }
 

@@ -57,7 +57,8 @@ import Testing
     let disk = MemoryDisk(byteCount: 1 << 20)
     disk.wantTime(every: 5_000_000)
     let server = try Server(
-      sockets: [try ListeningSocket.unix(path: path)], targets: try Self.makeTargets(disk, 1), export: Export())
+      sockets: [try ListeningSocket.unix(path: path)], targets: try Self.makeTargets(disk, 1),
+      export: Export())
     #expect(eventually { disk.timesTold > 20 })
     server.stop()
     unlink(path)

@@ -75,8 +75,8 @@ struct FrontendArguments: ParsableArguments {
   var timeout = 30
 
   @Option(
-    help:
-      "Seconds that the backend may leave a request unanswered before the device is given up; 0: for ever.")
+    help: "Seconds that the backend may leave a request unanswered; then the device is given up. 0: for ever."
+  )
   var requestTimeout = 0
 
   /// As many as can run at once; each takes its part of the pool, and beyond four those get small.

@@ -187,7 +187,7 @@ import Xen
   }
 
   @Test(arguments: [true, false])
-  func case44_aMigratedDomainSharesEverythingAnewWithWhomeverTheToolstackNames(reconnects: Bool) throws {
+  func aMigratedDomainSharesEverythingAnewWithWhomeverTheToolstackNames(reconnects: Bool) throws {
     let (system, device, ended) = try Self.connected { $0.reconnects = reconnects }
     system.tree["/local/domain/7/domid"] = "7"
     try Self.flush(device)

@@ -49,7 +49,7 @@ import Xen
     ]
 
   @Test(arguments: Array(ways.keys).sorted())
-  func case39_everyStateInEveryPhaseEndsSomewhere(phase: String) {
+  func everyStateInEveryPhaseEndsSomewhere(phase: String) {
     let first: [Event] = XenbusState.allCases.map { .backendState($0) } + Self.others
     for one in first {
       for two in first {
@@ -205,7 +205,7 @@ import Xen
   }
 
   @Test(arguments: [true, false])
-  func case44_aRestoredDomainSharesEverythingAnew(reconnects: Bool) {
+  func aRestoredDomainSharesEverythingAnew(reconnects: Bool) {
     var (machine, actions) = Self.run(
       Self.connected + [.resumed(own: .initialising, backend: .initialising)], reconnects: reconnects)
     #expect(actions.contains(.suspend))
