@@ -19,6 +19,7 @@ struct LoopbackCommand: ParsableCommand {
     subcommands: [
       LoopbackHostCommand.self, LoopbackExecCommand.self, LoopbackShellCommand.self,
       LoopbackStatusCommand.self,
+      LoopbackMigrateCommand.self,
     ],
     defaultSubcommand: LoopbackHostCommand.self)
 }

@@ -131,12 +131,22 @@ final class WorkerLoop {
     for descriptor in descriptors { try events.add(descriptor, .readable, token: targetToken) }
   }
 
+  /// The target has other descriptors.
+  private func watch(instead removed: [Int32], _ added: [Int32]) {
+    for descriptor in removed { events.remove(descriptor) }
+    // One that cannot be watched leaves the target without a wake-up; what polls it anyway still moves it.
+    for descriptor in added { try? events.add(descriptor, .readable, token: Self.targetToken) }
+  }
+
   /// Runs until told to stop.
   func run() -> WorkerOutcome {
     // The loop outlives every call of the target, so the closure need not keep it alive.
     let loop = Unmanaged.passUnretained(self)
     target.onCompletion = { tag, operation, status in
       loop._withUnsafeGuaranteedRef { $0.complete(tag, operation, status) }
+    }
+    target.onDescriptorsChange = { removed, added in
+      loop._withUnsafeGuaranteedRef { $0.watch(instead: removed, added) }
     }
     state.pointee.now = MonotonicClock.nanoseconds()
     // `GatherPolicy` sleeps for less than the 50 µs that a timer may be late otherwise.

@@ -218,6 +218,23 @@ struct GrantPool: ~Copyable {
     grantsEnded &+= UInt64(list.count)
   }
 
+  /// Looks whether the domain's limit has been raised since it was met; if so, the pool may grow again.
+  mutating func tryToGrow() {
+    guard bound < capacity, mode == .persistent else {
+      // Nothing is kept that could be shared to find out: the next operations will.
+      bound = capacity
+      return
+    }
+    let old = bound
+    bound = capacity
+    if !grow(atLeast: 1) { bound = min(bound, max(old, 1)) }
+  }
+
+  /// A pool with nothing shared, in the place of one that is let go of.
+  func emptied() -> GrantPool {
+    GrantPool(sharing: sharing, backend: backend, mode: mode, bound: 1)
+  }
+
   /// Takes the message about the domain's limit, once.
   mutating func takeLimitMessage() -> String? {
     defer { limitMessage = nil }

@@ -25,9 +25,9 @@ public protocol InlineBackend: AnyObject, Sendable {
 public final class BlockQueue: @unchecked Sendable {
   // SAFETY: the core is touched by the owner thread only; `wakeup` and `control` are safe from any thread.
   private let core: UnsafeMutablePointer<QueueCore>
-  private let channels: any EventChannels
-  private let port: EventChannelPort
-  private let ringPages: SharedPages
+  private var channels: any EventChannels
+  private var port: EventChannelPort
+  private var ringPages: SharedPages
   private let wakeup: EventCounter
   let control: QueueControl
   private var inlineBackend: (any InlineBackend)?
@@ -41,6 +41,27 @@ public final class BlockQueue: @unchecked Sendable {
   ///
   /// The callback may begin, submit, cancel and release.
   public var onCompletion: (Completion) -> Void = { _ in }
+
+  /// Called from `poll` when the device has been connected again; a backend on this thread is to be given anew.
+  public var onReconnect: () -> Void = {}
+
+  /// Called from `poll` when `descriptors` are others than before: the device has been connected again.
+  ///
+  /// The first is closed after the call.
+  public var onDescriptorsChange: (_ removed: [Int32], _ added: [Int32]) -> Void = { _, _ in }
+
+  /// Makes a queue of what its device has connected.
+  ///
+  /// - Returns: nil when the link was used before, or there is no descriptor for the wake-up.
+  convenience init?(_ link: QueueLink, control: QueueControl, gate: WriteGate) {
+    guard let ring = link.takeRing(), let pool = link.takePool(), let wakeup = try? EventCounter() else {
+      return nil
+    }
+    self.init(
+      core: QueueCore(
+        index: control.queue, parameters: link.parameters, ring: ring, pool: pool, gate: gate),
+      channels: link.channels, port: link.port, ringPages: link.ringPages, control: control, wakeup: wakeup)
+  }
 
   init(
     core: consuming QueueCore, channels: any EventChannels, port: EventChannelPort, ringPages: SharedPages,
@@ -131,7 +152,7 @@ public final class BlockQueue: @unchecked Sendable {
       if !served && !answered && !core.pointee.hasWork { break }
     }
     reportTrouble()
-    if control.isDraining, core.pointee.unfinished == 0 { control.reportDrained() }
+    if control.isDraining, core.pointee.isQuiet { control.reportDrained() }
     return ended
   }
 
@@ -153,7 +174,7 @@ public final class BlockQueue: @unchecked Sendable {
     return core.pointee.ring.armNotification() && !control.hasNews
   }
 
-  /// Descriptors that become readable when `poll` should be called; constant once the queue is connected.
+  /// Descriptors that become readable when `poll` should be called; `onDescriptorsChange` tells of others.
   ///
   /// Events of a backend on this thread say nothing that `poll` does not see: nobody takes them, so a thread that
   /// waited for them would never sleep again.
@@ -174,7 +195,7 @@ public final class BlockQueue: @unchecked Sendable {
 
   /// Lets a backend of the same process run on this queue's thread.
   ///
-  /// Before the first `poll`.
+  /// Before the first `poll`, or from `onReconnect`.
   public func runInline(_ backend: any InlineBackend) { inlineBackend = backend }
 
   // MARK: Facts
@@ -185,9 +206,10 @@ public final class BlockQueue: @unchecked Sendable {
   /// What the queue has done so far.
   public var counters: QueueCounters {
     var counters = core.pointee.counters
-    counters.grantsMade = core.pointee.pool.grantsMade
-    counters.grantsEnded = core.pointee.pool.grantsEnded
-    counters.grantsReused = core.pointee.pool.grantsReused
+    // What earlier pools did is in the counters already.
+    counters.grantsMade &+= core.pointee.pool.grantsMade
+    counters.grantsEnded &+= core.pointee.pool.grantsEnded
+    counters.grantsReused &+= core.pointee.pool.grantsReused
     counters.poolHighWater = UInt64(core.pointee.pool.highWater)
     counters.poolPages = UInt64(core.pointee.pool.sharedPages)
     counters.poolBound = UInt64(core.pointee.pool.bound)
@@ -241,12 +263,43 @@ public final class BlockQueue: @unchecked Sendable {
     let news = control.takeNews()
     if let sectors = news.sectorCount { core.pointee.parameters.sectorCount = sectors }
     if let refusal = news.refusal { core.pointee.refusal = refusal }
+    if news.hold { core.pointee.isHolding = true }
     if let status = news.failEverything { core.pointee.giveUp(status) }
+    if news.suspend { unlink() }
+    if let link = news.link { relink(link) }
+    if news.growPool { core.pointee.pool.tryToGrow() }
     news.wantsCounters?.put(counters)
   }
 
+  /// Lets go of the ring, the granted pages and the event channel.
+  private func unlink() {
+    try? channels.unbind(port)
+    maskedPort = false
+    core.pointee.suspend()
+    control.reportSuspended()
+  }
+
+  /// Goes on with another ring.
+  private func relink(_ link: QueueLink) {
+    guard let ring = link.takeRing(), let pool = link.takePool() else { return }
+    let before = descriptors
+    let old = channels
+    channels = link.channels
+    port = link.port
+    ringPages = link.ringPages
+    inlineBackend = nil
+    isArmed = false
+    maskedPort = false
+    reportedViolation = false
+    core.pointee.resume(parameters: link.parameters, ring: ring, pool: pool)
+    onReconnect()
+    let after = descriptors
+    onDescriptorsChange(before.filter { !after.contains($0) }, after.filter { !before.contains($0) })
+    withExtendedLifetime(old) {}
+  }
+
   private func reportTrouble() {
-    if let message = core.pointee.pool.takeLimitMessage() { control.send(message) }
+    if let message = core.pointee.pool.takeLimitMessage() { control.sendLimit(message) }
     if !reportedViolation, let violation = core.pointee.broken {
       reportedViolation = true
       control.send(violation)

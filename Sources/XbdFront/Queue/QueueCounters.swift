@@ -76,6 +76,11 @@ public struct QueueCounters: Sendable, Equatable {
   /// Operations that waited for an unaligned write, or as one.
   public var waitsForSectors: UInt64 = 0
 
+  /// Times that the device was connected again.
+  public var reconnections: UInt64 = 0
+  /// Operations that were in flight then and have been put into another ring.
+  public var resubmissions: UInt64 = 0
+
   /// All zero.
   public init() {}
 }

@@ -34,6 +34,8 @@ struct OperationRecord {
   var step = Step.main
   var command = BlockRequest.Command.read
   var forceUnitAccess = false
+  /// A discard that has to be a secure one.
+  var isSecure = false
   /// Begins or ends inside a sector.
   var isUnaligned = false
   /// Counted by the write gate.

@@ -98,6 +98,7 @@ final class ControlServer: LoopClient {
     case .createDomain: try createDomain(Self.domain(request.a), request.b, request.c)
     case .destroyDomain: try destroyDomain(Self.domain(request.a))
     case .introduceDomain: try introduceDomain(domain(request.a).memory.domain)
+    case .invalidateDomain: machine.invalidate(try domain(request.a))
     case .setPageLimit:
       guard request.b <= UInt32(DomainLayout.grantCount - DomainLayout.firstGrant) else {
         throw .invalidArgument

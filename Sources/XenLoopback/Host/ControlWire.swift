@@ -37,6 +37,8 @@ enum ControlOperation: UInt32 {
   case nextDomain = 20
   /// a = domain. Back: a = its connections to xenstore, b = their watches, c = their transactions, d = nodes it owns.
   case storeStatus = 21
+  /// a = domain: its grants and event channels mean nothing any more.
+  case invalidateDomain = 15
 }
 
 /// A request or a reply; `code` is the operation or, in a reply, an errno with 0 for success.

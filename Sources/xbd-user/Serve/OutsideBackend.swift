@@ -6,6 +6,7 @@
 import ArgumentParser
 import Blkif
 import Glibc
+import Platform
 import XenLoopback
 import Xen
 
@@ -27,6 +28,10 @@ final class OutsideBackend {
   private let command: [String]?
   private let name: String
   private var helper: HelperProcess?
+  /// Tells of a user's backend that has ended.
+  private let lost: LostBackend
+  /// A backend has died and is to be followed by another one; not before this time.
+  private var replacementDue: UInt64?
   /// Xen as the frontend's domain sees it.
   let frontend: any XenSystem
 
@@ -37,7 +42,11 @@ final class OutsideBackend {
     _ choice: BackendChoice, directory: String, image: String, readOnly: Bool, queues: Int,
     storage: StorageArguments, pageLimit: Int, timeout: Double, signals: borrowing Signals
   ) throws {
-    host = try LoopbackHost(directory: directory)
+    let lost = try LostBackend()
+    self.lost = lost
+    host = try LoopbackHost(directory: directory) { ended, peer in
+      if ended == .dom0, peer == loopbackFrontend { lost.counter.signal() }
+    }
     toolstack = try LoopbackToolstack(directory: host.directory)
     try toolstack.createDomain(loopbackFrontend, pageLimit: pageLimit)
     frontend = try LoopbackDomain(joining: host.directory, domain: loopbackFrontend)
@@ -81,20 +90,10 @@ final class OutsideBackend {
       }
       disk = nil
       try toolstack.attach(nodes)
-      let variables = try DropIn.variables(
-        DropIn.library(), LoopbackDomain(joining: host.directory, domain: .dom0))
-      Console.note(
-        """
-        waiting for a backend on \(nodes.backendPath), params \(nodes.parameters)
-        start one as domain 0 with
-          xbd-user loopback exec \(host.directory) -- PROGRAM
-        or in this environment
-        \(variables.map { "  \($0.0)=\($0.1)" }.joined(separator: "\n"))
-        """)
     }
     self.nodes = nodes
     do {
-      if let command { helper = try HelperProcess(name, command) }
+      if command == nil { try explain() } else { try start() }
       try wait(signals, seconds: command == nil ? nil : timeout)
       helper?.showOutput()
     } catch {
@@ -104,33 +103,21 @@ final class OutsideBackend {
     }
   }
 
-  /// Looks whether the backend's process has ended by itself, and if so closes its end of the device, as nobody else
-  /// would: on Xen that is the toolstack's business as well.
-  ///
-  /// - Returns: how it ended, in a sentence; nil while it runs.
-  func ended() -> String? {
-    guard let sentence = helper?.ended() else { return nil }
-    helper = nil
-    // The frontend sees that nobody is there; what is in flight fails, or waits for `restart`.
-    try? toolstack.store.write("\(nodes.backendPath)/state", "6")
-    return sentence
+  private func start() throws {
+    if let command { helper = try HelperProcess(name, command) }
   }
 
-  /// Starts the backend's process again after its end.
-  ///
-  /// The frontend must have let go of the ring: a new QEMU would connect to the old one at once.
-  func restart() throws {
-    guard let command, helper == nil else { return }
-    if nodes.kind == "qdisk" {
-      // QEMU takes up what is attached and at state 1; a reference backend takes the nodes over as they are.
-      try toolstack.store.transaction { (operations) throws(XenError) in
-        try operations.write("\(nodes.backendPath)/online", "1")
-        try operations.write("\(nodes.backendPath)/state", "1")
-      }
-    }
-    let helper = try HelperProcess(name, command)
-    helper.showOutput()
-    self.helper = helper
+  private func explain() throws {
+    let variables = try DropIn.variables(
+      DropIn.library(), LoopbackDomain(joining: host.directory, domain: .dom0))
+    Console.note(
+      """
+      waiting for a backend on \(nodes.backendPath), params \(nodes.parameters)
+      start one as domain 0 with
+        xbd-user loopback exec \(host.directory) -- PROGRAM
+      or in this environment
+      \(variables.map { "  \($0.0)=\($0.1)" }.joined(separator: "\n"))
+      """)
   }
 
   /// Ends backend and host.
@@ -140,6 +127,48 @@ final class OutsideBackend {
     helper?.end(milliseconds: 5000)
     host.stop()
   }
+
+  // MARK: A backend's death
+
+  /// Readable when a backend that the user started has ended.
+  var lostDescriptor: Int32 { lost.counter.fileDescriptor }
+
+  /// Looks whether the backend's program has ended.
+  ///
+  /// - Returns: a sentence about how; nil while it runs.
+  func takeDeath() -> String? {
+    if command == nil { return lost.counter.drain() ? "the backend's process has ended" : nil }
+    guard let sentence = helper?.ended() else { return nil }
+    helper = nil
+    return sentence
+  }
+
+  /// Has another backend take its place as soon as the frontend has let go of the ring.
+  func replace() { replacementDue = MonotonicClock.nanoseconds() }
+
+  /// Whether `replaceIfPossible` should be called again soon.
+  var isBeingReplaced: Bool { replacementDue != nil }
+
+  /// Starts another backend, or makes the device ready for the one that the user starts, if it is time.
+  func replaceIfPossible() throws {
+    guard let due = replacementDue, MonotonicClock.nanoseconds() >= due else { return }
+    // While the nodes name a ring, a new backend would serve it: requests of long ago, from pages used anew.
+    guard let state = try toolstack.store.read(nodes.frontendPath + "/state"), ["1", "6"].contains(state)
+    else { return }
+    replacementDue = nil
+    if disk != nil, nodes.isReadOnly {
+      // QEMU attaches it by itself, and would attach what it finds as well.
+      try toolstack.store.remove(nodes.backendPath)
+    } else {
+      try toolstack.renewBackend(nodes)
+    }
+    if command == nil { try explain() }
+    try start()
+    helper?.showOutput()
+  }
+
+  /// A replacement that died at once is followed by the next in a moment.
+  func replaceLater() { replacementDue = MonotonicClock.nanoseconds() &+ 1_000_000_000 }
 
   /// Waits until the backend has published what it can.
   private func wait(_ signals: borrowing Signals, seconds: Double?) throws {
@@ -167,5 +196,14 @@ final class OutsideBackend {
         if signal != SIGCHLD && signal != SIGUSR1 { throw ExitCode(128 + signal) }
       }
     }
+  }
+}
+
+/// What the host's thread signals.
+private final class LostBackend: Sendable {
+  let counter: EventCounter
+
+  init() throws {
+    counter = try EventCounter()
   }
 }

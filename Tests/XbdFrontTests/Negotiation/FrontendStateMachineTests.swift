@@ -100,7 +100,7 @@ import Xen
     #expect(
       actions == [
         .setState(.initialising), .startTimer, .startGraceTimer, .publish(assumeDefaults: false), .startTimer,
-        .connect, .setState(.connected),
+        .connect, .setState(.connected), .serve,
       ])
   }
 
