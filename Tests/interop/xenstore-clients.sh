@@ -190,12 +190,13 @@ start watcher timeout 60 xenstore-watch -n 3 /shared/node
 watcher=$pid
 eventually test -s "$dir/watcher.out"
 XENSTORED_PATH=$xen/dom1/xenstored.sock xenstore-write /shared/node 1
-eventually eval '[ "$(wc -l <"$dir/watcher.out")" = 2 ]'
+written() { [ "$(wc -l <"$dir/watcher.out")" = 2 ]; }
+eventually written
 expect "what domain 1 wrote" "$(xenstore-read /shared/node)" 1
 xenstore-rm /shared/node
 reap "$watcher"
 expect "the watcher's status" "$status" 0
-! xenstore-exists /shared/node
+if xenstore-exists /shared/node; then fail "a removed node exists"; fi
 expect "the list" "$(xenstore-list /shared)" ""
 kill -TERM "$host"
 reap "$host"
