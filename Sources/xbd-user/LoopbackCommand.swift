@@ -18,8 +18,7 @@ struct LoopbackCommand: ParsableCommand {
       """,
     subcommands: [
       LoopbackHostCommand.self, LoopbackExecCommand.self, LoopbackShellCommand.self,
-      LoopbackStatusCommand.self,
-      LoopbackMigrateCommand.self,
+      LoopbackMigrateCommand.self, LoopbackStatusCommand.self,
     ],
     defaultSubcommand: LoopbackHostCommand.self)
 }

@@ -172,6 +172,7 @@ final class WorkerLoop {
       // A loop that is never idle still has to know the time, roughly.
       state.pointee.turnsUntilClock = 64
       state.pointee.now = MonotonicClock.nanoseconds()
+      _ = target.keepTime(state.pointee.now)
       checkTimeouts()
     }
     state.pointee.geometry = target.geometry
@@ -240,6 +241,7 @@ final class WorkerLoop {
     lookForEvents(milliseconds: sleepLimit())
     let after = MonotonicClock.nanoseconds()
     state.pointee.now = after
+    _ = target.keepTime(after)
     state.pointee.spin.slept(after &- before)
     checkTimeouts()
   }
@@ -295,7 +297,8 @@ final class WorkerLoop {
   private func sleepLimit() -> Int32? {
     var deadline = UInt64.max
     let now = state.pointee.now
-    if state.pointee.isStopping { deadline = min(state.pointee.stopDeadline, now &+ 20_000_000) }
+    if let target = target.keepTime(now) { deadline = target }
+    if state.pointee.isStopping { deadline = min(deadline, state.pointee.stopDeadline, now &+ 20_000_000) }
     // A target may find resources again without waking anyone.
     if waitQueue.count > 0 { deadline = min(deadline, now &+ 10_000_000) }
     if state.pointee.handshakes > 0 {

@@ -104,19 +104,31 @@ extension DeviceDriver {
     var wanted = options
     // The queues are in use: there can be no more of them than there were.
     if !controls.isEmpty { wanted.queueCount = controls.count }
-    let chosen = TransportParameters(wanted, offered)
-    transport = chosen
-    if controls.isEmpty {
+    var chosen = TransportParameters(wanted, offered)
+    let isFirst = controls.isEmpty
+    if isFirst {
       controls = (0..<chosen.queueCount).map { index in
         QueueControl(queue: index) { [weak shared] report in shared?.post(.report(report)) }
       }
     }
     connections = []
     do throws(XenError) {
-      for index in 0..<chosen.queueCount {
-        connections.append(
-          try QueueConnection(control: controls[index], system, location.backendDomain, chosen, options))
+      for control in controls.prefix(chosen.queueCount) {
+        do throws(XenError) {
+          connections.append(
+            try QueueConnection(control: control, system, location.backendDomain, chosen, options))
+        } catch {
+          // Fewer queues than there could be, rather than no device.
+          guard isFirst, error.code == .limitReached, !connections.isEmpty else { throw error }
+          logger.warning(
+            "\(location.frontend): \(connections.count) of \(chosen.queueCount) queues, as there are no pages for more: \(error)"
+          )
+          chosen.queueCount = connections.count
+          controls.removeSubrange(connections.count...)
+          break
+        }
       }
+      transport = chosen
       let writer = TransportWriter(location: location, options: options, parameters: chosen)
       try writer.write(connections, to: store)
       written = .initialised
@@ -145,14 +157,12 @@ extension DeviceDriver {
     }
     links = []
     do throws(XenError) {
-      let sharing = try system.openGrantSharing()
       for connection in connections {
         links.append(
-          try connection.makeLink(
-            QueueParameters(location, options, transport, features, trusted: trusted), sharing))
+          try connection.makeLink(QueueParameters(location, options, transport, features, trusted: trusted)))
       }
     } catch {
-      throw XbdError(error, during: "sharing the first pages with domain \(location.backendDomain)")
+      throw XbdError(error, during: "connecting the queues of \(location.frontend)")
     }
     self.features = features
   }
@@ -261,6 +271,8 @@ extension DeviceDriver {
       }
       return XenbusState(rawValue: UInt8(number)) ?? .unknown
     } catch {
+      // A node that is gone is one that may not be read, where its parents may not be read either.
+      if error.code == .denied { return .unknown }
       throw XbdError(error, during: "reading \(path)")
     }
   }

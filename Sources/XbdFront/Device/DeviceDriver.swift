@@ -49,6 +49,11 @@ final class DeviceDriver {
   /// Queues whose pool has met the domain's limit, and when to try again.
   var limited: Set<Int> = []
   var growDeadline: UInt64?
+  var pacer = WatchPacer()
+  /// Watches that fired and were not followed yet, and when they may be.
+  var backendMoved = false
+  var frontendMoved = false
+  var lookDeadline: UInt64?
 
   init(
     system: any XenSystem, store: any XenStore, location: DeviceLocation, options: FrontendOptions,
@@ -101,7 +106,7 @@ final class DeviceDriver {
   private func turn(_ loop: inout EventLoop) throws(XbdError) {
     _ = loop.wait(milliseconds: timeout())
     for message in shared.takeMessages() { receive(message) }
-    try receiveWatches()
+    try receiveWatches(&loop)
     let now = MonotonicClock.nanoseconds()
     if let grace = graceDeadline, now >= grace {
       graceDeadline = nil
@@ -120,8 +125,8 @@ final class DeviceDriver {
   }
 
   private func timeout() -> Int32? {
-    guard let first = [deadline, graceDeadline, reconnectDeadline, growDeadline].compactMap({ $0 }).min()
-    else { return nil }
+    let deadlines = [deadline, graceDeadline, reconnectDeadline, growDeadline, lookDeadline]
+    guard let first = deadlines.compactMap({ $0 }).min() else { return nil }
     let now = MonotonicClock.nanoseconds()
     return first <= now ? 0 : Int32(clamping: (first - now) / 1_000_000 + 1)
   }
@@ -167,39 +172,64 @@ final class DeviceDriver {
     limited = []
   }
 
-  /// Many events of one watch are one look at the state.
-  private func receiveWatches() throws(XbdError) {
-    var backendMoved = false
-    var frontendMoved = false
+  /// Many events of one watch are one look at the state, and there are not too many looks.
+  private func receiveWatches(_ loop: inout EventLoop) throws(XbdError) {
     do throws(XenError) {
-      while let event = try store.nextWatchEvent() {
+      // Bounded, so that a storm does not keep the thread from everything else.
+      for _ in 0..<Self.watchEventsPerTurn {
+        guard let event = try store.nextWatchEvent() else { break }
         if event.token == "backend" { backendMoved = true } else { frontendMoved = true }
       }
     } catch {
       throw XbdError(error, during: "reading xenstore watches")
     }
-    if frontendMoved {
+    guard backendMoved || frontendMoved else { return }
+    let now = MonotonicClock.nanoseconds()
+    let allowed = pacer.next(now)
+    if (allowed > now) != (lookDeadline != nil) {
+      // While nothing may be looked at, the watches that fire must not wake us either.
+      try? loop.modify(store.fileDescriptor, allowed > now ? [] : .readable, token: 0)
+    }
+    lookDeadline = allowed > now ? allowed : nil
+    guard allowed <= now else { return }
+    pacer.spend(now)
+    try look()
+  }
+
+  /// Far more than the interval between two looks can bring.
+  private static let watchEventsPerTurn = 16_384
+
+  /// Follows the watches that fired.
+  private func look() throws(XbdError) {
+    let frontendFired = frontendMoved
+    let backendFired = backendMoved
+    frontendMoved = false
+    backendMoved = false
+    if frontendFired {
       guard try exists(location.frontend + "/" + Key.backend) else {
         return perform(machine.handle(.directoryRemoved))
       }
-      if try wasRestored() {
-        location = try DeviceLocation(again: location, in: store)
-        do throws(XenError) {
-          try store.watch(location.backendState, token: "backend")
-        } catch {
-          throw XbdError(error, during: "watching \(location.backendState)")
-        }
-        let own = try state(location.frontendState)
-        written = own
-        return perform(machine.handle(.resumed(own: own, backend: try backendState())))
-      }
+      if try wasRestored() { return try resume() }
     }
-    guard backendMoved else { return }
+    guard backendFired else { return }
     let backend = try backendState()
     if options.reconnects, backend != .connected {
       perform(machine.handle(.online(try bytes(location.backend + "/" + Key.online) != Array("0".utf8))))
     }
     perform(machine.handle(.backendState(backend)))
+  }
+
+  /// The toolstack has made the device anew, perhaps with another backend.
+  private func resume() throws(XbdError) {
+    location = try DeviceLocation(again: location, in: store)
+    do throws(XenError) {
+      try store.watch(location.backendState, token: "backend")
+    } catch {
+      throw XbdError(error, during: "watching \(location.backendState)")
+    }
+    let own = try state(location.frontendState)
+    written = own
+    perform(machine.handle(.resumed(own: own, backend: try backendState())))
   }
 
   /// Whether the toolstack has made the device anew, as it does when a domain is restored or has migrated: our own

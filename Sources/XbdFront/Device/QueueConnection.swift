@@ -15,11 +15,15 @@ final class QueueConnection {
   let control: QueueControl
   private let channels: any EventChannels
   private let backend: DomainID
-  /// Waits here until the backend has connected.
+  /// Wait here until the backend has connected.
   private var ring: FrontRing?
+  private var pool: GrantPool?
 
-  /// Shares a ring and allocates an event channel, both through handles of their own: after a migration the old ones
-  /// are of no use.
+  /// Shares a ring and the pool's first pages, and allocates an event channel, all through handles of their own: after
+  /// a migration the old ones are of no use.
+  ///
+  /// The pool comes first into being here, and not when the backend has connected: a queue that finds no page could
+  /// never serve a request, and must not be offered.
   init(
     control: QueueControl, _ system: any XenSystem, _ backend: DomainID, _ parameters: TransportParameters,
     _ options: FrontendOptions
@@ -28,23 +32,23 @@ final class QueueConnection {
     self.backend = backend
     channels = try system.openEventChannels()
     port = try channels.bindUnbound(remote: backend)
-    ringPages = try system.openGrantSharing().share(
-      pages: 1 << parameters.ringPageOrder, with: backend, writable: true)
+    let sharing = try system.openGrantSharing()
+    ringPages = try sharing.share(pages: 1 << parameters.ringPageOrder, with: backend, writable: true)
     // The ring must be in order before the backend hears of it.
     ring = FrontRing(pages: ringPages.baseAddress, pageCount: ringPages.pageCount, abi: options.abi)
-  }
-
-  /// Makes what a queue works with, with its first granted page: a pool without any could never serve a request.
-  func makeLink(
-    _ parameters: QueueParameters, _ sharing: any GrantSharing
-  ) throws(XenError) -> QueueLink {
     var pool = GrantPool(
-      sharing: sharing, backend: backend, mode: parameters.grants, bound: parameters.poolPages)
+      sharing: sharing, backend: backend, mode: options.grants, bound: parameters.poolPagesPerQueue)
     guard let page = pool.take(1) else {
+      try? channels.unbind(port)
       throw XenError(.limitReached, pool.takeLimitMessage() ?? "no page can be shared")
     }
     pool.put(page)
-    guard let ring = ring.take() else {
+    self.pool = consume pool
+  }
+
+  /// Makes what a queue works with, once.
+  func makeLink(_ parameters: QueueParameters) throws(XenError) -> QueueLink {
+    guard let ring = ring.take(), let pool = pool.take() else {
       throw XenError(.invalid, "queue \(control.queue) was connected before")
     }
     return QueueLink(

@@ -48,6 +48,10 @@ public struct FrontendOptions: Sendable {
   /// How long the backend may stay at Initialising before the frontend goes ahead with default parameters, as
   /// blkif.h allows; some backends wait for it.
   public var initialisingGrace = Duration.seconds(2)
+  /// How long the backend may leave a request unanswered before the device is given up; nil waits for ever.
+  ///
+  /// Only where the owner of a queue keeps its time (`BlockQueue.keepTime`).
+  public var requestTimeout: Duration?
   /// How long closing may wait for requests in flight and for the backend.
   public var closeTimeout = Duration.seconds(10)
 

@@ -233,7 +233,8 @@ public struct FrontendStateMachine: Sendable, Equatable {
       (.waitingForBackend, .connected):
       return publish(assumeDefaults: false)
     case (.waitingForBackend, .unknown):
-      return fail(XbdError(.backendGone, "the backend has no state node: its directory is gone"))
+      return fail(
+        XbdError(.backendGone, "the backend has no state node that may be read: its directory is gone"))
 
     case (.published, .connected):
       phase = .connected

@@ -36,6 +36,7 @@ public final class BlockQueue: @unchecked Sendable {
   private var isArmed = false
   private var maskedPort = false
   private var reportedViolation = false
+  private var lastComplaint = ""
 
   /// Called from `poll` for every operation that ended.
   ///
@@ -147,7 +148,10 @@ public final class BlockQueue: @unchecked Sendable {
         ended = true
         onCompletion(completion)
       }
-      if wasEvent, !answered { core.pointee.counters.spuriousEvents &+= 1 }
+      if wasEvent, !answered {
+        core.pointee.counters.spuriousEvents &+= 1
+        core.pointee.time.emptyEvent()
+      }
       wasEvent = false
       if !served && !answered && !core.pointee.hasWork { break }
     }
@@ -166,12 +170,27 @@ public final class BlockQueue: @unchecked Sendable {
     if core.pointee.hasWork { return false }
     if inlineBackend != nil { return !control.hasNews }
     isArmed = true
-    if maskedPort {
-      maskedPort = false
-      do throws(XenError) { try channels.unmask(port) } catch { control.send(error.message) }
-    }
+    // Nothing that a backend sends to a broken queue is of interest.
     guard !core.pointee.isDead else { return !control.hasNews }
+    if maskedPort { letEventsThrough() }
     return core.pointee.ring.armNotification() && !control.hasNews
+  }
+
+  /// Tells the queue the time, for what nothing else tells it: a backend that was not notified, or does not answer,
+  /// or sends events for nothing.
+  ///
+  /// Called before the thread sleeps and after, with a look at the clock that its loop takes anyway. An owner that
+  /// never calls it gets a queue without timeouts, repeated notifications and protection from storms of events.
+  ///
+  /// - Parameter now: the monotonic clock in nanoseconds; it need not be exact.
+  /// - Returns: when to call `poll` and this again, at the latest; nil when only descriptors matter.
+  public func keepTime(_ now: UInt64) -> UInt64? {
+    let duty = core.pointee.keepTime(now)
+    if duty.mustKick, inlineBackend == nil {
+      core.pointee.counters.notificationsRepeated &+= 1
+      notify()
+    }
+    return duty.next == .max ? nil : duty.next
   }
 
   /// Descriptors that become readable when `poll` should be called; `onDescriptorsChange` tells of others.
@@ -235,10 +254,31 @@ public final class BlockQueue: @unchecked Sendable {
     switch core.pointee.ring.publish() {
     case .required:
       core.pointee.counters.notificationsSent &+= 1
-      do throws(XenError) { try channels.notify(port) } catch { control.send(error.message) }
+      notify()
     case .notRequired:
       core.pointee.counters.notificationsSuppressed &+= 1
     }
+  }
+
+  private func notify() {
+    do throws(XenError) { try channels.notify(port) } catch { complain(error.message) }
+  }
+
+  /// Unmasks the port, unless its events have brought nothing for a while: then they wait (XSA-391).
+  private func letEventsThrough() {
+    if core.pointee.time.isHolding {
+      core.pointee.counters.eventsHeldBack &+= 1
+      return
+    }
+    maskedPort = false
+    do throws(XenError) { try channels.unmask(port) } catch { complain(error.message) }
+  }
+
+  /// Reports a failure of the seam, but not the same one for each request.
+  private func complain(_ message: String) {
+    guard message != lastComplaint else { return }
+    lastComplaint = message
+    control.send(message)
   }
 
   /// Takes the events that woke us; the port stays masked until the ring has been looked through.
@@ -253,7 +293,7 @@ public final class BlockQueue: @unchecked Sendable {
         core.pointee.counters.events &+= 1
       }
     } catch {
-      control.send(error.message)
+      complain(error.message)
     }
     return any
   }

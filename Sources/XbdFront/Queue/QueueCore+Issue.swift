@@ -202,6 +202,7 @@ extension QueueCore {
     request.pointee.count = count
     request.pointee.pages = own
     request.pointee.indirectPages = indirect
+    request.pointee.issuedAt = time.now
     let operation = operations + Int(slot)
     operation.pointee.outstanding += 1
     return inFlight.id(place)

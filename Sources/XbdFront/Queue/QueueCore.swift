@@ -32,6 +32,8 @@ struct QueueCore: ~Copyable {
   let operations: UnsafeMutablePointer<OperationRecord>
   let gate: WriteGate
   var counters = QueueCounters()
+  /// What the time says of the backend.
+  var time: StallWatch
 
   /// Free places in the operation table, last in, first out.
   var freeOperation: Int32 = 0
@@ -75,6 +77,7 @@ struct QueueCore: ~Copyable {
     self.ring = ring
     self.pool = pool
     self.gate = gate
+    time = StallWatch(timeout: parameters.requestTimeout?.nanoseconds ?? 0)
     operations = .allocate(capacity: Self.operationCapacity)
     operations.initialize(repeating: OperationRecord(), count: Self.operationCapacity)
     for slot in 0..<Self.operationCapacity {

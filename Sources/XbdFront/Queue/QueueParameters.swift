@@ -60,6 +60,8 @@ public struct QueueParameters: Sendable {
   public var keepsWrites = false
   /// log2 of what the wire counts sectors in: 9, except for backends that count in the logical sector.
   public var sectorShift: UInt64 = 9
+  /// The longest a request may stay unanswered; nil for as long as it likes.
+  public var requestTimeout: Duration?
 }
 
 extension QueueParameters {
@@ -86,5 +88,6 @@ extension QueueParameters {
     poolPages = transport.poolPagesPerQueue
     keepsWrites = options.reconnects
     sectorShift = options.sectorsUnit == .sectorSize ? UInt64(sectorSize.trailingZeroBitCount) : 9
+    requestTimeout = options.requestTimeout
   }
 }

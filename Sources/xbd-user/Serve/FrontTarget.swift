@@ -27,6 +27,11 @@ final class FrontTarget: BlockTarget {
     }
   }
 
+  deinit {
+    // The queue outlives the service: what a dead backend has not answered fails when the device closes.
+    queue.onCompletion = { _ in }
+  }
+
   var geometry: TargetGeometry {
     let parameters = queue.parameters
     return TargetGeometry(
@@ -66,6 +71,8 @@ final class FrontTarget: BlockTarget {
   func poll() -> Bool { queue.poll() }
 
   func armWakeup() -> Bool { queue.armWakeup() }
+
+  func keepTime(_ now: UInt64) -> UInt64? { queue.keepTime(now) }
 
   var descriptors: [Int32] { queue.descriptors }
 

@@ -94,7 +94,7 @@ final class OutsideBackend {
     }
     self.nodes = nodes
     do {
-      if command == nil { try explain() } else { try start() }
+      try start()
       try wait(signals, seconds: command == nil ? nil : timeout)
       helper?.showOutput()
     } catch {
@@ -104,11 +104,12 @@ final class OutsideBackend {
     }
   }
 
+  /// Starts the backend's process, or tells the user how to.
   private func start() throws {
-    if let command { helper = try HelperProcess(name, command) }
-  }
-
-  private func explain() throws {
+    if let command {
+      helper = try HelperProcess(name, command)
+      return
+    }
     let variables = try DropIn.variables(
       DropIn.library(), LoopbackDomain(joining: host.directory, domain: .dom0))
     Console.note(
@@ -164,7 +165,6 @@ final class OutsideBackend {
     } else {
       try toolstack.renewBackend(nodes)
     }
-    if command == nil { try explain() }
     try start()
     helper?.showOutput()
   }

@@ -26,7 +26,7 @@ final class ServeSession {
   private let embedded: EmbeddedLoopback?
   private let outside: OutsideBackend?
   private let reconnects: Bool
-  private let deviceChanged: EventCounter
+  private let changed: Changed
 
   /// Starts to serve.
   init(
@@ -38,7 +38,7 @@ final class ServeSession {
     self.outside = outside
     self.reconnects = reconnects
     let changed = Changed(try EventCounter())
-    deviceChanged = EventCounter(adopting: try OwnedDescriptor(changed.counter.fileDescriptor).duplicate())
+    self.changed = changed
     device.observe(change: { _ in changed.counter.signal() })
     // Each queue goes to its worker's thread, and comes back to this one when the server has stopped.
     nonisolated(unsafe) let targets: [any BlockTarget] = device.queues.map { FrontTarget($0) }
@@ -59,12 +59,12 @@ final class ServeSession {
   func wait(signals: borrowing Signals, child: ChildCommand?) -> SessionOutcome {
     var descriptors = [
       pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0),
-      pollfd(fd: deviceChanged.fileDescriptor, events: Int16(POLLIN), revents: 0),
+      pollfd(fd: changed.counter.fileDescriptor, events: Int16(POLLIN), revents: 0),
       pollfd(fd: outside?.lostDescriptor ?? -1, events: Int16(POLLIN), revents: 0),
     ]
     while true {
       _ = poll(&descriptors, 3, outside?.isBeingReplaced == true ? 20 : -1)
-      deviceChanged.drain()
+      changed.counter.drain()
       while let signal = signals.next() {
         switch signal {
         case SIGCHLD:

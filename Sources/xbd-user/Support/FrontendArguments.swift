@@ -4,6 +4,7 @@
 
 public import ArgumentParser
 public import Blkif
+internal import Glibc
 public import XbdFront
 
 extension CopyMode: ExpressibleByArgument {}
@@ -19,8 +20,11 @@ enum YesNo: String, ExpressibleByArgument, CaseIterable {
 
 /// Options that pin what is negotiated.
 struct FrontendArguments: ParsableArguments {
-  @Option(help: "Queues, each with a thread; the backend may serve fewer.")
-  var queues = 1
+  @Option(
+    help: ArgumentHelp(
+      "Queues, each with a thread; the backend may serve fewer. The default is one for each processor, 4 at most."
+    ))
+  var queues = Self.defaultQueues
 
   @Option(help: "log2 of each ring's pages, 0 to 4; the backend may take less.")
   var ringOrder = 2
@@ -70,12 +74,23 @@ struct FrontendArguments: ParsableArguments {
   @Option(help: "Seconds that the backend may take for each step of the handshake.")
   var timeout = 30
 
+  @Option(
+    help:
+      "Seconds that the backend may leave a request unanswered before the device is given up; 0: for ever.")
+  var requestTimeout = 0
+
+  /// As many as can run at once; each takes its part of the pool, and beyond four those get small.
+  private static var defaultQueues: Int { max(1, min(4, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))))) }
+
   mutating func validate() throws {
     guard (1...64).contains(queues) else { throw ValidationError("--queues takes 1 to 64") }
     guard (0...4).contains(ringOrder) else { throw ValidationError("--ring-order takes 0 to 4") }
     guard (0...4096).contains(indirect) else { throw ValidationError("--indirect takes 0 to 4096") }
     guard (1...1_048_576).contains(poolPages) else {
       throw ValidationError("--pool-pages takes 1 to 1048576")
+    }
+    guard (0...86400).contains(requestTimeout) else {
+      throw ValidationError("--request-timeout takes 0 to 86400 seconds")
     }
     guard (1...86400).contains(timeout) else { throw ValidationError("--timeout takes 1 to 86400 seconds") }
   }
@@ -92,6 +107,7 @@ struct FrontendArguments: ParsableArguments {
     options.trusted = trusted.map { $0 == .yes }
     options.abi = abi
     options.handshakeTimeout = .seconds(timeout)
+    options.requestTimeout = requestTimeout == 0 ? nil : .seconds(requestTimeout)
     options.useFlush = !ignoreFlush
     options.useBarrier = !ignoreBarrier
     options.useDiscard = !ignoreDiscard
