@@ -27,7 +27,8 @@ public final class BlockQueue: @unchecked Sendable {
   private let core: UnsafeMutablePointer<QueueCore>
   private var channels: any EventChannels
   private var port: EventChannelPort
-  private var ringPages: SharedPages
+  /// Nil while there is no backend: nobody may map a ring of before.
+  private var ringPages: SharedPages?
   private let wakeup: EventCounter
   let control: QueueControl
   private var inlineBackend: (any InlineBackend)?
@@ -315,7 +316,11 @@ public final class BlockQueue: @unchecked Sendable {
   private func unlink() {
     try? channels.unbind(port)
     maskedPort = false
+    let before = descriptors
+    inlineBackend = nil
+    tellOfChange(from: before)
     core.pointee.suspend()
+    ringPages = nil
     control.reportSuspended()
   }
 
@@ -323,19 +328,25 @@ public final class BlockQueue: @unchecked Sendable {
   private func relink(_ link: QueueLink) {
     guard let ring = link.takeRing(), let pool = link.takePool() else { return }
     let before = descriptors
+    // Open until nobody waits for it any more.
     let old = channels
     channels = link.channels
     port = link.port
     ringPages = link.ringPages
-    inlineBackend = nil
     isArmed = false
     maskedPort = false
     reportedViolation = false
     core.pointee.resume(parameters: link.parameters, ring: ring, pool: pool)
     onReconnect()
-    let after = descriptors
-    onDescriptorsChange(before.filter { !after.contains($0) }, after.filter { !before.contains($0) })
+    tellOfChange(from: before)
     withExtendedLifetime(old) {}
+  }
+
+  /// Tells the owner how `descriptors` has changed.
+  private func tellOfChange(from before: [Int32]) {
+    let after = descriptors
+    guard after != before else { return }
+    onDescriptorsChange(before.filter { !after.contains($0) }, after.filter { !before.contains($0) })
   }
 
   private func reportTrouble() {

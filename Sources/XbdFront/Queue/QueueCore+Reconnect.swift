@@ -18,6 +18,7 @@ extension QueueCore {
   /// Lets go of everything that is shared with the backend, and keeps the operations.
   mutating func suspend() {
     isDead = true
+    isGivenUp = false
     isHolding = false
     broken = nil
     refusal = nil

@@ -123,7 +123,8 @@ extension QueueCore {
   /// Ends every operation that was submitted and is not reported, whatever is in flight for it, and the queue with
   /// them: a late answer would be taken for the answer to whoever has the operation's place by then.
   mutating func giveUp(_ status: OperationStatus) {
-    guard !isDead else { return }
+    guard !isGivenUp else { return }
+    isGivenUp = true
     isDead = true
     if refusal == nil { refusal = status }
     pending = OperationList()

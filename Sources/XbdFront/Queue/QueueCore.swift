@@ -62,6 +62,8 @@ struct QueueCore: ~Copyable {
   /// Set when the queue is broken or given up, or has no ring until the device is connected again: the ring is looked
   /// at no more, and no page of it is used again, because the backend may still be writing.
   var isDead = false
+  /// Everything that was submitted has been ended with an error.
+  var isGivenUp = false
   /// Nothing more goes into the ring: the backend is closing, and another one is waited for.
   var isHolding = false
   /// What new operations fail with: the device is closing or gone.

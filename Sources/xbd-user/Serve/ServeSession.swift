@@ -40,6 +40,8 @@ final class ServeSession {
     let changed = Changed(try EventCounter())
     self.changed = changed
     device.observe(change: { _ in changed.counter.signal() })
+    // Something may have changed before anybody looked.
+    changed.counter.signal()
     // Each queue goes to its worker's thread, and comes back to this one when the server has stopped.
     nonisolated(unsafe) let targets: [any BlockTarget] = device.queues.map { FrontTarget($0) }
     server = try Server(

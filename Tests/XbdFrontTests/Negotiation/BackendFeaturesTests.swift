@@ -170,6 +170,15 @@ import Testing
     }
   }
 
+  @Test func sectorsMayBeCountedInTheLogicalSector() throws {
+    let nodes: Nodes = ["sectors": Array("100".utf8), "sector-size": Array("4096".utf8)]
+    #expect(try DeviceFeatures(nodes, unit: .sectorSize).sectorCount == 800)
+    // In 512 bytes it would not be whole sectors.
+    #expect(throws: MalformedNode.self) { try DeviceFeatures(nodes) }
+    let most: Nodes = ["sectors": Array("9007199254740992".utf8), "sector-size": Array("4096".utf8)]
+    #expect(throws: MalformedNode.self) { try DeviceFeatures(most, unit: .sectorSize) }
+  }
+
   @Test(arguments: [0, 1, 10, 11, 12, 32, 256, 512, 4096])
   func parametersAreBroughtDownToTheBackend(offered: Int) throws {
     let features = try Self.transport([

@@ -189,6 +189,36 @@ import Testing
     #expect(harness.backend.complaints.isEmpty)
   }
 
+  @Test func aSecureDiscardSaysSoAndIsRefusedWhereItCannotBe() throws {
+    for secure in [true, false] {
+      let limits = DiscardLimits(granularity: 4096, alignment: 0, secure: secure)
+      let harness = try QueueHarness(QueueSetup(discard: limits))
+      var request = BlockRequest(command: .discard, byteOffset: 0, byteCount: 8192)
+      #expect(harness.status(.discard, 0, 8192) == .okay)
+      #expect(harness.backend.log.last?.slot[1] == 0)
+      request.isSecure = true
+      let operation = try #require(harness.queue.begin(request, tag: 1))
+      harness.queue.submit(operation)
+      harness.settle()
+      #expect(harness.takeStatuses() == [secure ? .okay : .notSupported])
+      #expect(harness.backend.log.count == (secure ? 2 : 1))
+      if secure { #expect(harness.backend.log.last?.slot[1] == 1) }
+    }
+  }
+
+  @Test func requestsMayBeCountedInTheLogicalSector() throws {
+    let limits = DiscardLimits(granularity: 8192, alignment: 0, secure: false)
+    let harness = try QueueHarness(QueueSetup(sectorSize: 4096, discard: limits, sectorShift: 12))
+    // What it would do with these is another matter.
+    harness.backend.judge = { _ in .refuse(0) }
+    #expect(harness.status(.read, 40_960, 8192) == .okay)
+    #expect(harness.backend.log.last?.sector == 10)
+    #expect(harness.backend.log.last?.byteCount == 8192)
+    #expect(harness.status(.discard, 40_960, 8192) == .okay)
+    #expect(harness.backend.log.last?.sector == 10)
+    #expect(harness.backend.log.last?.discardSectors == 2)
+  }
+
   @Test func aReadOnlyDeviceRefusesWritesByItself() throws {
     let harness = try QueueHarness(QueueSetup(isReadOnly: true))
     #expect(harness.status(.write, 0, 512) == .readOnly)

@@ -126,6 +126,25 @@ import Testing
     #expect(harness.takeStatuses() == [OperationStatus](repeating: .okay, count: 50))
   }
 
+  @Test func whenPatienceEndsWhatWaitsFailsAndSoDoesWhatComes() throws {
+    let harness = try QueueHarness(QueueSetup(isInline: false, keepsWrites: true))
+    harness.backend.judge = { _ in .hold }
+    harness.submit(.read, 0, 512)
+    harness.settle()
+    harness.loseBackend()
+    harness.submit(.write, 0, 512, data: [UInt8](repeating: 3, count: 512))
+    harness.settle()
+    #expect(harness.completions.isEmpty)
+    harness.control.tell {
+      $0.refusal = .shutdown
+      $0.failEverything = .shutdown
+    }
+    harness.settle()
+    #expect(harness.takeStatuses() == [.shutdown, .shutdown])
+    #expect(harness.status(.flush) == .shutdown)
+    #expect(harness.queue.unfinishedOperations == 0)
+  }
+
   @Test func whatCannotBeDoneOnTheNextDeviceFails() throws {
     let harness = try QueueHarness(QueueSetup(isInline: false, keepsWrites: true))
     harness.backend.judge = { _ in .hold }

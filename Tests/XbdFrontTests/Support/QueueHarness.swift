@@ -92,6 +92,7 @@ final class QueueHarness {
       pages: ringPages.baseAddress, pageCount: ringPages.pageCount, abi: setup.abi, startingAt: setup.start)
     let reports = Reports()
     self.reports = reports
+    mapped = [ringPages]
     control = QueueControl(queue: index) { reports.add($0) }
     let parameters = setup.parameters
     let pool = GrantPool(
@@ -137,6 +138,7 @@ final class QueueHarness {
     backend = try ScriptedBackend(
       ringPages: ringPages, abi: setup.abi, grants: sharing, diskBytes: setup.diskBytes, sharing: old.disk)
     earlier.append(old)
+    mapped.append(ringPages)
     backend.sectorSize = setup.sectorSize
     backend.judge = old.judge
     backend.keepsLog = old.keepsLog
@@ -155,6 +157,8 @@ final class QueueHarness {
   }
   /// They own the disk.
   private var earlier: [ScriptedBackend] = []
+  /// What the backends have mapped of rings, whether or not those are still shared.
+  private var mapped: [SharedPages] = []
 
   // MARK: Stepping
 
