@@ -99,7 +99,7 @@ struct ServeCommand: ParsableCommand {
       let made = try OutsideBackend(
         backend, directory: directory.path + "/xen", image: loopback, readOnly: readOnly,
         queues: frontend.queues, storage: storage, pageLimit: gntallocLimit,
-        timeout: Double(frontend.timeout), signals: signals)
+        timeout: Double(frontend.timeout), reconnects: reconnect.reconnect, signals: signals)
       outside = made
       system = made.frontend
       name = String(EmbeddedLoopback.device.number)

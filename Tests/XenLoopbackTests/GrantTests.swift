@@ -77,6 +77,30 @@ import Xen
     }
   }
 
+  @Test func handlesThatAreClosedLeaveTheirMaptrackToTheNext() throws {
+    let machine = try Machine(maptrackLimit: 256)
+    let pages = try machine.join(1).openGrantSharing().share(pages: 200, with: DomainID(2), writable: true)
+    let domain = try machine.join(2)
+    for _ in 0..<100 {
+      let mapping = try domain.openGrantMapping()
+      _ = try mapping.map(pages.references, of: DomainID(1), writable: true)
+    }
+  }
+
+  @Test func aHandleWithoutFramesTakesWhatAnotherHasLeft() throws {
+    let machine = try Machine(maptrackLimit: 256)
+    let pages = try machine.join(1).openGrantSharing().share(pages: 200, with: DomainID(2), writable: true)
+    let domain = try machine.join(2)
+    let first = try domain.openGrantMapping()
+    let second = try domain.openGrantMapping()
+    for _ in 0..<3 {
+      for mapping in [first, second] {
+        let address = try mapping.map(pages.references, of: DomainID(1), writable: true)
+        try mapping.unmap(address, count: 200)
+      }
+    }
+  }
+
   @Test func unmappingWhatWasNotMappedIsRefused() throws {
     let machine = try Machine()
     let pages = try machine.join(1).openGrantSharing().share(pages: 4, with: .dom0, writable: true)

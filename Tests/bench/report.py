@@ -23,7 +23,7 @@ def compare(samples, workloads, servers):
     """One entry for each goal: workload, which of our servers, against whom, ratio, goal, met."""
     results = []
     for workload in workloads:
-        for ours in (s for s in servers if s.ours):
+        for ours in (s for s in servers if s.ours and not s.twin):
             # A file is held against files; memory against whatever is fastest.
             others = [s for s in servers if not s.ours and s.kind != "bound"]
             peers = [s for s in others if ours.kind == "memory" or s.kind == ours.kind]
@@ -45,6 +45,18 @@ def compare(samples, workloads, servers):
                     "bound": limit and round(limit, 3), "workload": workload.name, "server": ours.name, "metric": key, "best_peer": best.name,
                     "ratio": round(ratio, 3), "goal": goal, "met": ratio >= goal if key == "value" else ratio <= goal,
                 })
+    return results
+
+
+def twins(samples, workloads, servers):
+    """Our servers beside their twins: (workload, ours, twin, what, ratio), with no goal."""
+    results = []
+    for workload in workloads:
+        for ours in (s for s in servers if s.twin):
+            for key, what in (("value", "throughput"), ("cpu_per_gib", "CPU per GiB")):
+                ratio = paired(samples, workload.name, ours.name, ours.twin, key)
+                if ratio is not None:
+                    results.append((workload.name, ours.name, ours.twin, what, round(ratio, 3)))
     return results
 
 
@@ -82,6 +94,10 @@ def table(samples, workloads, servers, results):
                 f"  {'met   ' if r['met'] else 'MISSED'}  {r['workload']:<16} {r['server']:<11} {what:<12}"
                 f"{r['ratio']:>6.2f}×  goal {sign} {r['goal']}×  (best: {r['best_peer']}{bound})")
         lines.append(f"{sum(r['met'] for r in results)} of {len(results)} goals met")
+    pairs = twins(samples, workloads, servers)
+    if pairs:
+        lines += ["", "the same block layer, through NBD, a ring and grants, and through NBD alone:"]
+        lines += [f"  {w:<16} {ours} / {twin} {what:<12}{ratio:>6.2f}×" for w, ours, twin, what, ratio in pairs]
     return lines
 
 

@@ -15,10 +15,11 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Server:
-    """One running server. `kind` is what is behind it: memory, a file on tmpfs, or nothing ("bound")."""
+    """One running server. `kind` is what is behind it: memory, a file on tmpfs, or nothing ("bound"). `twin` is the
+    server that has the same storage behind another way in: that one it is compared with, and with nobody else."""
 
-    def __init__(self, name, kind, ours, command, needs):
-        self.name, self.kind, self.ours = name, kind, ours
+    def __init__(self, name, kind, ours, command, needs, twin=None):
+        self.name, self.kind, self.ours, self.twin = name, kind, ours, twin
         self.command, self.needs = command, needs
         self.process = None
 
@@ -114,13 +115,15 @@ def bound(*arguments):
 def all_servers(xbd, arguments):
     """Every server, ours first."""
 
-    def ours(spec):
+    def ours(spec, *options):
         return lambda s, size: [
-            xbd, "serve", "--loopback", spec(s, size), "--socket", s.socket, *arguments]
+            xbd, "serve", "--loopback", spec(s, size), "--socket", s.socket, *options, *arguments]
 
     return [
         Server("xbd-memory", "memory", True, ours(lambda s, size: f"memory:{size}"), xbd),
         Server("xbd-file", "file", True, ours(lambda s, size: s.image), xbd),
+        Server("xbd-qemu", "file", True, ours(lambda s, size: s.image, "--backend", "qemu"),
+               "/usr/libexec/xen-qemu-system-i386", twin="qemu-nbd"),
         Server("nbdkit-memory", "memory", False,
                lambda s, size: ["nbdkit", "-f", "-U", s.socket, "memory", str(size)], "nbdkit"),
         Server("nbdkit-file", "file", False,

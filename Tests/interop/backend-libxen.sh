@@ -4,6 +4,7 @@
 # timeout: 300
 # `xbd-user backend` and `xbd-user serve` over libxen, as in a domain 0 and a guest: nodes of its own, nodes that a
 # toolstack has written, detach, a backend that is killed, a frontend's domain that goes.
+# backend: own; it is about the reference backend as a program
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdcopy xenstore-write xenstore-ls

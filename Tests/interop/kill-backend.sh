@@ -88,7 +88,7 @@ PY
     said=$(cat "$dir/server$servers.err")
     [ "$status" = 1 ] || fail "the server ended with $status: $said"
     contains "the last words" "$said" "killed by signal 9"
-    contains "the last words" "$said" "xvda"
+    contains "the last words" "$said" "device/vbd/51712: "
     [ ! -e "$socket" ] || fail "the socket was left behind"
     serve "$dir/$backend.img"
   done

@@ -4,6 +4,7 @@
 # timeout: 240
 # A domain migrates again and again under load: everything is shared anew and every byte is right, with a backend in
 # a process of its own and with the one inside serve, with and without --reconnect.
+# backend: own; it goes through the backends itself
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires python3-libnbd

@@ -4,6 +4,7 @@
 # timeout: 400
 # serve --reconnect: backends are killed with -9 in the middle of I/O, clients go on, and every byte is right. Without
 # it the clients are told, and the server says what happened in one sentence.
+# backend: own; it starts and kills backends itself
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires python3-libnbd /usr/libexec/xen-qemu-system-i386

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # A frontend that was killed leaves its device connected: reset closes it, and serve recovers by itself.
+# backend: own; host and backend are processes of the script
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdcopy

@@ -6,9 +6,9 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdinfo
 
+disk memory:32M
 # The command's own variables are for the shell that the server starts.
 # shellcheck disable=SC2016
-disk memory:32M
 timeout 60 "$XBD_USER" serve --loopback "${disk[@]}" "${serve_args[@]}" \
   --run 'nbdinfo --size "$uri" && [ -S "$unixsocket" ]' >"$dir/out"
 expect "what the command printed" "$(cat "$dir/out")" $((32 << 20))

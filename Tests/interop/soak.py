@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clients of every kind on one disk. Each owns a stretch of it and keeps a model of every byte there.
 
-usage: soak.py SECONDS IMAGE, with URI in the environment. XBD_SOAK_SEED repeats a run's choices.
+usage: soak.py SECONDS IMAGE, with URI in the environment. IMAGE, unless empty, is compared with the models at the
+end. XBD_SOAK_SEED repeats a run's choices; what the disk has to hold at the end goes to the file XBD_SOAK_MODEL.
 """
 
 import os
@@ -51,7 +52,7 @@ class Worker:
             return False
         offset, length = place
         at = self.base + offset
-        kind = self.random.choice("wwwwrrrrzzf")
+        kind = self.random.choice("wwwwrrrrzzft")
         check = None
         if kind == "w":
             data = self.random.randbytes(length)
@@ -62,6 +63,16 @@ class Worker:
             flags = self.random.choice([0, nbd.CMD_FLAG_NO_HOLE])
             cookie = self.handle.aio_zero(length, at, flags=flags)
             self.model[offset:offset + length] = bytes(length)
+        elif kind == "t":
+            before = bytes(self.model[offset:offset + length])
+            cookie = self.handle.aio_trim(length, at)
+
+            def check():
+                # Each byte is what it was or zero, and stays so.
+                got = bytes(self.handle.pread(length, at))
+                if any(g not in (0, b) for g, b in zip(got, before)):
+                    raise AssertionError(f"worker {self.number}: something else after a trim at {at}+{length}")
+                self.model[offset:offset + length] = got
         elif kind == "f":
             offset = length = 0
             cookie = self.handle.aio_flush()
@@ -84,10 +95,12 @@ class Worker:
         for cookie in list(self.pending):
             # Raises when the server answered with an error.
             if self.handle.aio_command_completed(cookie):
-                _, _, check = self.pending.pop(cookie)
+                # Its stretch stays taken until the check has read it.
+                check = self.pending[cookie][2]
                 operations[self.number] += 1
                 if check:
                     check()
+                del self.pending[cookie]
 
     def reconnect(self):
         while self.pending:
@@ -121,6 +134,7 @@ def main():
     borders = [disk // WORKERS // 4096 * 4096 * number for number in range(WORKERS + 1)]
     # The two that write single bytes meet inside a sector.
     borders[1] -= 77
+    borders[WORKERS] = disk
     stretches = [(borders[n], borders[n + 1] - borders[n]) for n in range(WORKERS)]
     deadline = time.monotonic() + SECONDS
     threads = []
@@ -143,6 +157,12 @@ def main():
     if failures:
         print(f"soak: XBD_SOAK_SEED={SEED}", *failures, sep="\n", flush=True)
         os._exit(1)
+    if "XBD_SOAK_MODEL" in os.environ:
+        with open(os.environ["XBD_SOAK_MODEL"], "wb") as file:
+            for model in models:
+                file.write(model)
+    if not sys.argv[2]:
+        return
     # Behind the server's back: the image holds what the models say.
     with open(sys.argv[2], "rb") as image:
         for number, model in enumerate(models):

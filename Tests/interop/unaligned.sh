@@ -7,9 +7,11 @@ set -euo pipefail
 requires python3-libnbd
 
 # Sectors of 4,096 bytes are an option of the reference backend.
-[ "$backend" = qemu ] && sectors=512 || sectors='512 4096'
-for sector in $sectors; do
-  serve memory:4M --sector-size $sector
+options=("--verbose" "--sector-size 4096")
+[ "$backend" != qemu ] || options=("--verbose")
+for option in "${options[@]}"; do
+  # shellcheck disable=SC2086 # an option and its value
+  serve memory:4M $option
   libnbd <<'PY'
 import random
 from nbdtools import connect

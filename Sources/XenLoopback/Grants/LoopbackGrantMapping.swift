@@ -25,6 +25,7 @@ final class LoopbackGrantMapping: GrantMapping {
   deinit {
     // xengnttab_close unmaps what is left.
     while let record = table.withLock({ $0.removeAny() }) { release(record) }
+    connection.maptrack.releaseVCPU(vcpu)
   }
 
   func map(

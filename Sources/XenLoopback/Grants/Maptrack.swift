@@ -36,7 +36,8 @@ final class Maptrack: Sendable {
   private let join: UInt32
   // SAFETY: atomics in memory of this object; each list has cache lines of its own.
   private nonisolated(unsafe) let lists: UnsafeMutableRawPointer
-  private let nextVCPU = Atomic<Int>(0)
+  /// How many handles run on each vCPU.
+  private let users = Guarded([Int](repeating: 0, count: vcpuCount))
   private let single = SpinLocked(Maptrack.none)
   // A vCPU makes one hypercall at a time, which a thread of a process has to ask for: 16 ns when nobody contends.
   private let turns: [Turn]
@@ -69,19 +70,38 @@ final class Maptrack: Sendable {
     (lists + vcpu * 128 + 64).assumingMemoryBound(to: Atomic<UInt32>.self)
   }
 
-  /// A vCPU for a new handle, in turn.
+  /// A vCPU for a new handle: the first that has the fewest, so that a process whose handles come and go stays with
+  /// the same few lists and what they have grown to.
   func assignVCPU() -> Int {
-    nextVCPU.wrappingAdd(1, ordering: .relaxed).oldValue % Self.vcpuCount
+    users.withLock { users in
+      let vcpu = users.indices.min { users[$0] < users[$1] } ?? 0
+      users[vcpu] += 1
+      return vcpu
+    }
+  }
+
+  /// Gives a handle's vCPU back.
+  func releaseVCPU(_ vcpu: Int) {
+    users.withLock { $0[vcpu] -= 1 }
   }
 
   /// Takes a free handle, after waiting until the vCPU is free.
   ///
-  /// - Returns: nil when the domain has used its frames up.
+  /// When the domain has used its frames up, one of another vCPU's list is taken, as Xen does
+  /// (steal_maptrack_handle); it goes back there.
+  ///
+  /// - Returns: nil when nobody has one left.
   func take(_ vcpu: Int) -> UInt32? {
-    turns[vcpu].lock.withLock { _ in take(asVCPU: vcpu) }
+    if let handle = turns[vcpu].lock.withLock({ _ in take(asVCPU: vcpu) }) { return handle }
+    guard policy == .perVCPU else { return nil }
+    for step in 1..<Self.vcpuCount {
+      let other = (vcpu + step) % Self.vcpuCount
+      if let handle = turns[other].lock.withLock({ _ in takeFromList(other) }) { return handle }
+    }
+    return nil
   }
 
-  /// Takes a free handle.
+  /// Takes a free handle of this vCPU's own.
   ///
   /// - Parameter vcpu: whose list to take from; nobody else takes from it meanwhile, as a vCPU makes one hypercall
   ///   at a time. Anybody may put entries back.

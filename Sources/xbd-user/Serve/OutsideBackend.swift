@@ -27,8 +27,6 @@ final class OutsideBackend {
   /// The command of the process that serves it; nil when the user starts one.
   private let command: [String]?
   private let name: String
-  /// Whether QEMU writes the backend's nodes itself, as it does for a device that its command line names.
-  private let makesOwnNodes: Bool
   private var helper: HelperProcess?
   /// Tells of a user's backend that has ended.
   private let lost: LostBackend
@@ -42,11 +40,11 @@ final class OutsideBackend {
   /// - Throws: `ExitCode` when a signal ends the waiting.
   init(
     _ choice: BackendChoice, directory: String, image: String, readOnly: Bool, queues: Int,
-    storage: StorageArguments, pageLimit: Int, timeout: Double, signals: borrowing Signals
+    storage: StorageArguments, pageLimit: Int, timeout: Double, reconnects: Bool,
+    signals: borrowing Signals
   ) throws {
     let lost = try LostBackend()
     self.lost = lost
-    makesOwnNodes = choice == .qemu && readOnly
     host = try LoopbackHost(directory: directory) { ended, peer in
       if ended == .dom0, peer == loopbackFrontend { lost.counter.signal() }
     }
@@ -75,14 +73,14 @@ final class OutsideBackend {
       name = "QEMU's backend"
       nodes.kind = "qdisk"
       nodes.type = "qdisk"
-      let disk = try QEMUDisk(image, storage, readOnly: readOnly, locking: true)
+      let disk = try QEMUDisk(
+        image, storage, readOnly: readOnly, locking: true, outlivesQEMU: reconnects)
       nodes.parameters = disk.parameters
       self.disk = disk
-      // QEMU writes the nodes of a device that its command line names.
-      if !readOnly { try toolstack.attach(nodes) }
+      if !disk.isAttachedByQEMU { try toolstack.attach(nodes) }
       command =
         [own, "loopback", "exec", "--with-parent", host.directory, "--"]
-        + disk.command(domain: loopbackFrontend.rawValue, readOnly: readOnly ? nodes.name : nil)
+        + disk.command(domain: loopbackFrontend.rawValue, vdev: nodes.name)
     case .none:
       name = "the backend"
       command = nil
@@ -160,7 +158,13 @@ final class OutsideBackend {
     guard let state = try toolstack.store.read(nodes.frontendPath + "/state"), ["1", "6"].contains(state)
     else { return }
     replacementDue = nil
-    if !makesOwnNodes { try toolstack.renewBackend(nodes) }
+    if disk?.isAttachedByQEMU == true {
+      // QEMU writes the nodes by itself, and would attach a second disk to nodes in state 1. They stay, as nodes that
+      // it makes anew cannot be read by the frontend at first.
+      try toolstack.store.write("\(nodes.backendPath)/state", "6")
+    } else {
+      try toolstack.renewBackend(nodes)
+    }
     try start()
     helper?.showOutput()
   }

@@ -17,6 +17,8 @@ final class QEMUDisk {
   let format: String
   /// The file, or whatever the format's driver wants to read there.
   let path: String
+  private let isReadOnly: Bool
+  private let outlivesQEMU: Bool
   private let storage: (any Storage)?
   private let lock: OwnedDescriptor?
 
@@ -25,7 +27,12 @@ final class QEMUDisk {
   /// - Parameters:
   ///   - image: a path, or FORMAT:PATH.
   ///   - locking: whether the image is kept locked against a second writer for as long as this value lives.
-  init(_ image: String, _ options: StorageArguments, readOnly: Bool, locking: Bool) throws {
+  ///   - outlivesQEMU: whether a QEMU that is killed must not take along what it has answered.
+  init(
+    _ image: String, _ options: StorageArguments, readOnly: Bool, locking: Bool, outlivesQEMU: Bool = false
+  ) throws {
+    isReadOnly = readOnly
+    self.outlivesQEMU = outlivesQEMU
     for kind in ["memory:", "null:"] where image.hasPrefix(kind) {
       throw Failure("QEMU's backend serves image files; \"\(image)\" is for the reference backend")
     }
@@ -57,21 +64,28 @@ final class QEMUDisk {
   /// The node `params` of the backend's directory.
   var parameters: String { "\(format):\(path)" }
 
+  /// Whether QEMU attaches the disk by itself, from its command line, because libxl's nodes cannot say what is wanted.
+  ///
+  /// What QEMU 7.2 makes of a `mode` of "r" it then fails to open: only the file below the format is read-only. And
+  /// formats keep metadata in QEMU's memory until the next flush, writes that were answered with it; the kernel keeps
+  /// those of a raw file.
+  var isAttachedByQEMU: Bool { isReadOnly || (outlivesQEMU && format != "raw") }
+
   /// The command that serves the disks of a domain.
   ///
-  /// - Parameter readOnly: the vdev of a read-only disk, which QEMU is to attach by itself: what it makes of a `mode`
-  ///   of "r" it then fails to open (QEMU 7.2 opens only the file below the format so).
-  func command(domain: UInt16, readOnly vdev: String?) -> [String] {
+  /// - Parameter vdev: the disk's name, for QEMU to attach it by.
+  func command(domain: UInt16, vdev: String) -> [String] {
     var words = [
       Self.program, "-M", "xenpv", "-xen-attach", "-xen-domid", "\(domain)", "-nographic", "-nodefaults",
       "-no-user-config", "-monitor", "none", "-serial", "none", "-parallel", "none",
     ]
-    if let vdev {
+    if isAttachedByQEMU {
+      let access = isReadOnly ? "read-only=on" : "discard=unmap"
       let name = path.split(separator: ",", omittingEmptySubsequences: false).joined(separator: ",,")
       words += [
-        "-blockdev", "driver=file,filename=\(name),node-name=file,read-only=on,locking=off",
-        "-blockdev", "driver=\(format),file=file,node-name=disk,read-only=on",
-        "-device", "xen-disk,drive=disk,vdev=\(vdev)",
+        "-blockdev", "driver=file,filename=\(name),node-name=file,\(access),locking=off",
+        "-blockdev", "driver=\(format),file=file,node-name=disk,\(access)",
+        "-device", "xen-disk,drive=disk,vdev=\(vdev)" + (outlivesQEMU ? ",write-cache=off" : ""),
       ]
     }
     return words
