@@ -26,7 +26,8 @@ private final class Arena: GrantSharing, @unchecked Sendable {
   static let pageCount = 96
   static let firstReference: UInt32 = 8
   /// Room on each side, which nothing may write to.
-  let memory: UnsafeMutableRawPointer = .allocate(byteCount: (pageCount + 2) * Page.size, alignment: Page.size)
+  let memory: UnsafeMutableRawPointer = .allocate(
+    byteCount: (pageCount + 2) * Page.size, alignment: Page.size)
   private var next = 0
 
   func reset() { next = 0 }
@@ -314,7 +315,9 @@ private final class FrontRingFuzzer {
       for index in 0..<lists {
         let reference = GrantRef(
           slot.loadUnaligned(fromByteOffset: layout.indirectReferences + index * 4, as: UInt32.self))
-        guard let list = arena.page(reference) else { violated("a list of segments is granted: \(reference)") }
+        guard let list = arena.page(reference) else {
+          violated("a list of segments is granted: \(reference)")
+        }
         pages.append(reference)
         for entry in 0..<min(count - index * 512, 512) {
           let segment = Segment(loading: list + entry * Segment.wireSize)
@@ -348,7 +351,9 @@ private final class FrontRingFuzzer {
     let end = (Int(segment.lastSector) + 1) * BlkIf.sectorSize
     for offset in end..<Page.size {
       let byte = page.load(fromByteOffset: offset, as: UInt8.self)
-      if byte != 0, byte != Self.scribble { violated("an untrusted backend sees nothing behind a write: \(offset)") }
+      if byte != 0, byte != Self.scribble {
+        violated("an untrusted backend sees nothing behind a write: \(offset)")
+      }
     }
   }
 }
