@@ -4,6 +4,7 @@
 #   make test         every test: Swift, interop, sanitizers
 #   make build        .build/release/xbd-user
 #   make check        lint, build, Swift tests: what to run before a commit
+#   make fuzz         each fuzz target for a stated number of inputs (ARGS='back-ring --seconds 600')
 #   make bench        against nbdkit, qemu-nbd and nbd-server (ARGS='--quick')
 #   make docs         reference and manual pages into .build/docs
 #   make lint         formatting, licence lines, shell scripts, house rules
@@ -21,7 +22,7 @@ FILTER ?=
 
 BINARY = .build/release/xbd-user
 
-.PHONY: help deps deps-test build run test check test-interop test-thread test-address bench docs lint format \
+.PHONY: help deps deps-test build run test check test-interop test-thread test-address fuzz bench docs lint format \
 	install uninstall clean
 
 help:
@@ -54,6 +55,9 @@ test-thread: deps
 
 test-address: deps
 	XBD_TEST_PARTS=address scripts/test
+
+fuzz: deps-test
+	Tests/fuzz/run $(ARGS)
 
 bench: deps-test build
 	Tests/bench/bench $(ARGS)

@@ -130,7 +130,8 @@ private func serve(_ bytes: [UInt8], piece: Int, readOnly: Bool) {
       shutdown(client, Int32(SHUT_WR))
       _ = mailbox.post(.stop(deadline: 0))
     }
-    return false
+    // The loop may sleep if that will wake it.
+    return sent > 0 || isOver
   }
   var configuration = WorkerConfiguration()
   configuration.maximumSpinMicroseconds = 0
