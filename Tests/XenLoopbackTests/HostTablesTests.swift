@@ -2,6 +2,7 @@
 //
 // Any process of a host may write anything into its tables. The host goes on and stays within them.
 
+import Synchronization
 import Testing
 
 @testable import XenLoopback
