@@ -20,7 +20,9 @@ func backRing(_ input: inout FuzzInput) {
   fuzzer.end()
 }
 
-/// The frontend's pages. Mapping gives memory of its own, so that AddressSanitizer sees every step beside it.
+/// The frontend's pages.
+///
+/// Mapping gives memory of its own, so that AddressSanitizer sees every step beside it.
 private final class Grants: GrantMapping, @unchecked Sendable {
   static let pageCount = 24
   let pages: UnsafeMutableRawPointer = .allocate(byteCount: pageCount * Page.size, alignment: Page.size)
