@@ -160,6 +160,21 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
+    // A backend on the loopback whose every misbehaviour is a value.
+    .target(
+      name: "HostileBackend",
+      dependencies: [
+        "XenLoopback", "Xen", "Platform", .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      path: "Tests/HostileBackend", swiftSettings: strict),
+    .testTarget(
+      name: "HostileTests",
+      dependencies: [
+        "HostileBackend", "XbdFront", "XenLoopback", "Blkif", "Xen", "Platform", "CXen",
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      swiftSettings: strict),
     .testTarget(
       name: "XbdFrontTests",
       dependencies: [

@@ -47,6 +47,10 @@ public struct BackendConfiguration: Sendable {
   /// After how many responses the frontend is shown them, rather than only when the ring is empty; 0 never.
   public var publishInterval: Int = 8
 
+  /// How long a frontend that is found connected to a backend that died may take to begin again, in milliseconds;
+  /// then it is asked to close.
+  public var abandonedMilliseconds: UInt64 = 10_000
+
   // Grants.
   /// How a request's pages are reached.
   public var dataPath: DataPath = .map

@@ -13,20 +13,45 @@ import Xen
 struct BackendCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "backend",
-    abstract: "Serve an image with the reference backend, for a frontend in another process.",
+    abstract:
+      "Serve an image with the reference backend: in domain 0, a driver domain, or on a loopback host.",
+    usage: """
+      xbd-user backend <image> --frontend-domain <n> [--device <vdev>]
+      xbd-user backend <image> <backend-path>
+      xbd-user backend <image> --loopback <directory>
+      """,
     discussion: """
-      Creates the device on the loopback host, as a toolstack would, and serves it until SIGTERM; then the \
-      frontend is asked to close and the device is removed.
+      Without a path, the nodes of the device are created as a toolstack would, unless an earlier backend left \
+      them, and removed at the end. With a path, such as /local/domain/0/backend/vbd/1/51728, they are a \
+      toolstack's, and stay. SIGTERM asks the frontend to close and ends. The command ends by itself when the \
+      toolstack takes the device away, or when the frontend's domain is gone.
       """)
 
   @Argument(help: "An image file, memory:SIZE or null:SIZE.")
   var image: String
 
-  @Option(help: ArgumentHelp("The directory of a running loopback host.", valueName: "directory"))
-  var loopback: String
+  @Argument(help: "The backend's directory in xenstore, when a toolstack has written it.")
+  var backendPath: String?
 
-  @Option(help: "The device's name or number.")
+  @Option(
+    help: ArgumentHelp(
+      "The directory of a running loopback host, instead of this machine's Xen.", valueName: "directory"))
+  var loopback: String?
+
+  @Option(help: ArgumentHelp("The domain that uses the device, by number or name.", valueName: "domain"))
+  var frontendDomain: String?
+
+  @Option(name: [.long, .customLong("vdev")], help: "The device's name or number in that domain.")
   var device = "xvda"
+
+  @Option(
+    help: ArgumentHelp(
+      "The directory under backend/ for nodes that are created; vbd is where Linux's blkback looks.",
+      valueName: "kind"))
+  var kind: String?
+
+  @Flag(help: "With a path: wait until a toolstack has written the nodes.")
+  var wait = false
 
   @Flag(help: "Refuse writes.")
   var readOnly = false
@@ -43,30 +68,121 @@ struct BackendCommand: ParsableCommand {
   @OptionGroup(title: "The reference backend")
   var storage: StorageArguments
 
+  mutating func validate() throws {
+    if backendPath != nil, frontendDomain != nil || kind != nil {
+      throw ValidationError("a backend's path names domain, kind and device already")
+    }
+    guard !wait || backendPath != nil else {
+      throw ValidationError("--wait is for nodes that a toolstack writes: give the backend's path")
+    }
+    guard backendPath != nil || loopback != nil || frontendDomain != nil else {
+      throw ValidationError(
+        "say whose device it is: --frontend-domain with a number or name, or the backend's path in xenstore")
+    }
+    if let kind, kind.isEmpty || kind.contains("/") { throw ValidationError("--kind takes one name") }
+    guard (1...256).contains(maxQueues) else { throw ValidationError("--max-queues takes 1 to 256") }
+  }
+
   func run() throws {
     let signals = try Signals([SIGTERM, SIGINT, SIGHUP])
     if withParent { _ = cxen_end_with_parent(SIGTERM) }
     let logger = Log.start(verbosity: verbose)
+    let configuration = storage.configuration(readOnly: readOnly, queues: maxQueues)
+    let disk = try storage.open(image, readOnly: readOnly)
+    let system = try system()
+    let store = try system.openXenStore()
+    let directories = try locate(store)
+    if loopback == nil, let claim = KernelBackend().claim(on: directories) { throw Failure(claim) }
+    let events = try BackendEvents()
+    let ownsNodes = backendPath == nil
+    if ownsNodes {
+      _ = try directories.create(in: store, parameters: image, readOnly: readOnly)
+    } else if wait {
+      guard try waitForNodes(directories, store, signals) else { return }
+    }
+    let backend = try Backend(
+      system: system, logger: logger, onRemoval: { _ in events.removed() }, onLoss: { events.lost($0) })
+    try backend.add(
+      directory: directories.backendPath, storage: disk, configuration: configuration,
+      endsWithFrontend: ownsNodes)
+    Console.line(
+      "\(directories.device) for domain \(directories.frontend): \(image), \(disk.byteCount) bytes, at \(directories.backendPath)"
+    )
+    var look = [
+      pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0),
+      pollfd(fd: events.fileDescriptor, events: Int16(POLLIN), revents: 0),
+    ]
+    while signals.next() == nil, events.outcome == nil { _ = poll(&look, 2, -1) }
+    // Before the backend is stopped, which is a removal as well.
+    let outcome = events.outcome
+    backend.stop(waiting: outcome == nil ? 5000 : 0)
+    if case .lost(let sentence)? = outcome {
+      throw Failure("the device is no longer looked after: \(sentence)")
+    }
+    if ownsNodes { try directories.remove(from: store) }
+    if case .removed? = outcome {
+      Console.note("\(directories.device) for domain \(directories.frontend) is gone")
+    }
+  }
+
+  private func system() throws -> any XenSystem {
+    guard let loopback else {
+      return try Systems.libXenBackend(
+        instead: "\"xbd-user backend\" with \"--loopback DIRECTORY\"")
+    }
+    return try LoopbackDomain(joining: loopback, domain: .dom0)
+  }
+
+  /// Where the device is or will be.
+  private func locate(_ store: any XenStore) throws -> DeviceDirectories {
+    // Domain 0 may be without the node.
+    let own = DomainID(try store.read("domid").flatMap { UInt16($0) } ?? 0)
+    if let backendPath { return try DeviceDirectories(backendPath: backendPath, own: own) }
     guard let device = VirtualDevice(device) else {
       throw Failure("\"\(self.device)\" is no virtual block device; give a name (xvdb) or a number (51728)")
     }
-    let disk = try storage.open(image, readOnly: readOnly)
-    let toolstack = try LoopbackToolstack(directory: loopback)
-    var nodes = LoopbackBlockDevice(
-      virtualDevice: device.number, name: device.name ?? String(device.number), frontend: loopbackFrontend)
-    nodes.parameters = image
-    nodes.isReadOnly = readOnly
-    // What an earlier backend left when it died is taken over; its frontend finds it closed and starts again.
-    if try toolstack.store.read(nodes.backendPath + "/" + Key.state) == nil { try toolstack.attach(nodes) }
-    let system = try LoopbackDomain(joining: loopback, domain: .dom0)
-    let backend = try Backend(system: system, logger: logger)
-    try backend.add(
-      directory: nodes.backendPath, storage: disk,
-      configuration: storage.configuration(readOnly: readOnly, queues: maxQueues))
-    Console.line("\(device) for domain \(loopbackFrontend): \(image), \(disk.byteCount) bytes")
-    var wait = pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0)
-    while signals.next() == nil { _ = poll(&wait, 1, -1) }
-    backend.stop(waiting: 5000)
-    try toolstack.forget(nodes)
+    let frontend = try frontendDomain.map { try domain($0, store) } ?? loopbackFrontend
+    // Linux loads blkback for every "vbd" in a domain with a kernel of its own.
+    let kind = kind ?? (loopback == nil ? "xbd" : "vbd")
+    return DeviceDirectories(device: device, of: frontend, servedBy: own, kind: kind)
+  }
+
+  private func domain(_ text: String, _ store: any XenStore) throws -> DomainID {
+    if let number = UInt16(text) {
+      guard number < DomainID.firstReserved.rawValue else { throw Failure("\(number) is no domain's number") }
+      return DomainID(number)
+    }
+    for name in try store.list("/local/domain") ?? [] {
+      if try store.read("/local/domain/\(name)/name") == text, let number = UInt16(name) {
+        return DomainID(number)
+      }
+    }
+    throw Failure("no domain is called \"\(text)\"; give its number, which \"xl list\" shows")
+  }
+
+  /// Waits until a toolstack has written the nodes.
+  ///
+  /// - Returns: false when a signal came first.
+  private func waitForNodes(
+    _ place: DeviceDirectories, _ store: any XenStore, _ signals: borrowing Signals
+  ) throws -> Bool {
+    let path = place.backendPath
+    // The state is what is written last by whoever uses no transaction.
+    func isThere() throws -> Bool {
+      try store.read("\(path)/\(Key.frontend)") != nil && store.read("\(path)/\(Key.state)") != nil
+    }
+    try store.watch(path, token: "nodes")
+    if try !isThere() { Console.note("waiting for \(path)") }
+    var look = [
+      pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0),
+      pollfd(fd: store.fileDescriptor, events: Int16(POLLIN), revents: 0),
+    ]
+    while try !isThere() {
+      _ = poll(&look, 2, -1)
+      if signals.next() != nil { return false }
+      while try store.nextWatchEvent() != nil {}
+    }
+    try store.unwatch(path, token: "nodes")
+    return true
   }
 }

@@ -23,6 +23,7 @@ public final class Backend: @unchecked Sendable {
   let control = Monitor()
   private let logger: Logger
   private let onRemoval: @Sendable (BackendDevice) -> Void
+  private let onLoss: @Sendable (XenError) -> Void
   private let wakeUp: WakeUp
   private let thread = Mutex<DedicatedThread?>(nil)
   // Guarded by `control`.
@@ -43,13 +44,16 @@ public final class Backend: @unchecked Sendable {
   ///   - workerCount: threads that may wait for disks at the same time; they come into being when needed.
   ///   - logger: gets a line for each connection and for everything that a frontend did wrong.
   ///   - onRemoval: called on the control thread, or on the one that closed it, when a device is over.
+  ///   - onLoss: called on the control thread when xenstore is gone: devices go on as they are, deaf to any change.
   public init(
     system: any XenSystem, workerCount: Int = 4, logger: Logger = Logger(label: "xbd-back"),
-    onRemoval: @escaping @Sendable (BackendDevice) -> Void = { _ in }
+    onRemoval: @escaping @Sendable (BackendDevice) -> Void = { _ in },
+    onLoss: @escaping @Sendable (XenError) -> Void = { _ in }
   ) throws(XenError) {
     self.system = system
     self.logger = logger
     self.onRemoval = onRemoval
+    self.onLoss = onLoss
     store = try system.openXenStore()
     workers = StorageWorkers(threadCount: max(1, workerCount))
     let box: LoopBox
@@ -66,10 +70,14 @@ public final class Backend: @unchecked Sendable {
       // The thread holds the backend weakly between turns, so that letting go of it ends it.
       let wakeUp = wakeUp
       started = try DedicatedThread(name: "xbd-control") { [weak self] in
+        // libxenstore tells nobody that its connection has ended: one has to ask.
+        let heartbeat: Int32 = 2000
+        var patience = heartbeat
         while !wakeUp.stop.load(ordering: .acquiring) {
-          _ = box.loop.wait(milliseconds: nil)
+          _ = box.loop.wait(milliseconds: patience)
           wakeUp.counter.drain()
           guard let self, self.turn() else { return }
+          patience = min(heartbeat, self.patience ?? heartbeat)
         }
       }
     } catch {
@@ -91,17 +99,20 @@ public final class Backend: @unchecked Sendable {
   ///     `frontend` and `frontend-id`.
   ///   - storage: what its bytes are kept in.
   ///   - configuration: what it offers.
+  ///   - endsWithFrontend: the device is over when the frontend's directory goes, as it does with its domain. For
+  ///     nodes that no toolstack looks after.
   /// - Returns: the device, which is in InitWait unless the frontend is further already.
-  /// - Throws: `.notFound` without those nodes, `.invalid` for a configuration that makes no sense.
+  /// - Throws: `.notFound` without those nodes, `.invalid` for a configuration that makes no sense, `.denied` when
+  ///   another process of this machine serves the device.
   @discardableResult
   public func add(
-    directory: String, storage: any Storage, configuration: BackendConfiguration = BackendConfiguration()
+    directory: String, storage: any Storage, configuration: BackendConfiguration = BackendConfiguration(),
+    endsWithFrontend: Bool = false
   ) throws(XenError) -> BackendDevice {
     let (device, over) = try control.withLock { () throws(XenError) in
       let device = try BackendDevice(
         backend: self, number: nextNumber, directory: directory, storage: storage,
-        configuration: configuration,
-        logger: logger)
+        configuration: configuration, endsWithFrontend: endsWithFrontend, logger: logger)
       nextNumber += 1
       devices[device.number] = device
       do throws(XenError) {
@@ -112,6 +123,7 @@ public final class Backend: @unchecked Sendable {
         throw error
       }
       device.frontendChanged()
+      if device.patience != nil { wakeUp.counter.signal() }
       return (device, takeRemoved())
     }
     report(over)
@@ -172,7 +184,7 @@ public final class Backend: @unchecked Sendable {
   ///
   /// - Returns: false when xenstore is gone.
   private func turn() -> Bool {
-    var alive = true
+    var lost: XenError?
     let over = control.withLock { () -> [BackendDevice] in
       // Any number of events of one node are one event (XSA-349).
       var changed: Set<String> = []
@@ -184,17 +196,28 @@ public final class Backend: @unchecked Sendable {
         }
       } catch {
         logger.error("the connection to xenstore is gone: \(error)")
-        alive = false
+        lost = error
       }
       for device in devices.values.sorted(by: { $0.number < $1.number }) {
         if changed.contains(token(device, .directory)) { device.directoryChanged() }
         if changed.contains(token(device, .frontend)) { device.frontendChanged() }
         device.checkRings()
+        device.checkPatience(now: MonotonicClock.nanoseconds())
       }
       return takeRemoved()
     }
     report(over)
-    return alive
+    if let lost { onLoss(lost) }
+    return lost == nil
+  }
+
+  /// Milliseconds until a frontend has had its time; nil when none is waited for.
+  private var patience: Int32? {
+    control.withLock {
+      guard let first = devices.values.compactMap(\.patience).min() else { return nil }
+      let now = MonotonicClock.nanoseconds()
+      return first <= now ? 0 : Int32(clamping: (first - now) / 1_000_000 + 1)
+    }
   }
 
   private enum WatchKind: String {

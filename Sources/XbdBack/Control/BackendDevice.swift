@@ -6,6 +6,7 @@
 internal import Blkif
 internal import Logging
 internal import Platform
+internal import SystemPackage
 public import Xen
 
 /// A device that a backend serves.
@@ -29,16 +30,19 @@ public final class BackendDevice: @unchecked Sendable {
   private let nodes: DeviceNodes
   private let logger: Logger
   // Guarded by the control lock.
-  private var machine = XenbusMachine()
+  private var machine: XenbusMachine
   private var queues: [ColocatedQueue] = []
   private var past = BackendStatistics()
   private(set) var removed = false
   private var reportedViolation = false
+  /// Until when a frontend may go on with the ring of a backend that died, in nanoseconds.
+  private(set) var patience: UInt64?
+  private let endsWithFrontend: Bool
+  private var claim: NameClaim?
 
   init(
     backend: Backend, number: Int, directory: String, storage: any Storage,
-    configuration: BackendConfiguration,
-    logger: Logger
+    configuration: BackendConfiguration, endsWithFrontend: Bool, logger: Logger
   ) throws(XenError) {
     if let complaint = configuration.complaint(about: storage) {
       throw XenError(.invalid, "the device \(directory) cannot be served so: \(complaint)")
@@ -59,6 +63,10 @@ public final class BackendDevice: @unchecked Sendable {
     nodes = DeviceNodes(
       configuration: configuration, storage: storage, readOnly: readOnly,
       discard: discardIsPossible && !readOnly ? configuration.discard : .off)
+    claim = try Self.claim(directory, of: backend.system)
+    machine = XenbusMachine(
+      takingOver: FrontendState(node: try backend.store.readBytes("\(directory)/\(Key.state)")))
+    self.endsWithFrontend = endsWithFrontend
     self.backend = backend
     self.number = number
     self.directory = directory
@@ -67,6 +75,20 @@ public final class BackendDevice: @unchecked Sendable {
     var logger = logger
     logger[metadataKey: "device"] = "\(directory)"
     self.logger = logger
+  }
+
+  /// Makes sure that no other process of this machine serves the device.
+  private static func claim(_ directory: String, of system: any XenSystem) throws(XenError) -> NameClaim? {
+    guard let identity = system.identity else { return nil }
+    do throws(Errno) {
+      return try NameClaim("\(identity) backend \(directory)")
+    } catch {
+      guard error == .addressInUse else {
+        throw XenError(errno: error, "cannot claim \(directory) among the processes of this machine")
+      }
+      throw XenError(
+        .denied, "\(directory) is served by another process of this machine already; stop that one first")
+    }
   }
 
   // MARK: For everyone
@@ -152,10 +174,25 @@ public final class BackendDevice: @unchecked Sendable {
   func frontendChanged() {
     guard !removed else { return }
     do throws(XenError) {
-      perform(machine.frontend(try frontendState(), online: try online()))
+      let frontend = try frontendState()
+      let isOver = endsWithFrontend && frontend == .missing
+      perform(machine.frontend(frontend, online: try online() && !isOver))
     } catch {
       logger.error("cannot read the device's states: \(error)")
     }
+    if !machine.isAbandoned {
+      patience = nil
+    } else if patience == nil, machine.own == .initWait {
+      patience = MonotonicClock.nanoseconds() + configuration.abandonedMilliseconds * 1_000_000
+      logger.warning("an earlier backend died while it was connected; its frontend has to connect again")
+    }
+  }
+
+  /// Looks whether a frontend has had its time.
+  func checkPatience(now: UInt64) {
+    guard let moment = patience, now >= moment else { return }
+    patience = nil
+    perform(machine.patienceOver())
   }
 
   /// Our own `state`, or `online`, may have been changed by the toolstack.
@@ -253,6 +290,7 @@ public final class BackendDevice: @unchecked Sendable {
   private func remove() {
     guard !removed else { return }
     removed = true
+    claim = nil
     backend.forget(self)
     backend.control.signalAll()
     logger.info("removed")

@@ -53,8 +53,25 @@ struct XenbusMachine: Equatable {
   /// What this end's `state` node says.
   private(set) var own: XenbusState = .initialising
   private var frontendWasSeen = false
+  /// The ring that the frontend has published is that of a backend that died.
+  ///
+  /// It is not touched: which of its requests were answered only the dead one knew. Features are offered again, and a
+  /// frontend that knows how to reconnect begins anew; one that does not is asked to close (`patienceOver`).
+  private(set) var isAbandoned = false
 
+  /// - Parameter own: where it begins.
   init(own: XenbusState = .initialising) { self.own = own }
+
+  /// A device whose nodes an earlier backend may have left behind.
+  ///
+  /// - Parameter left: what our `state` node said before we looked after it.
+  init(takingOver left: FrontendState) {
+    own = .initialising
+    switch left {
+    case .state(.connected), .state(.closing): isAbandoned = true
+    default: break
+    }
+  }
 
   /// The frontend's state was looked at, changed or not.
   ///
@@ -66,6 +83,7 @@ struct XenbusMachine: Equatable {
       return online ? [] : close(online: online)
     case .missing:
       frontendWasSeen = false
+      isAbandoned = false
       return close(online: online)
     case .garbage(let text):
       frontendWasSeen = true
@@ -79,6 +97,7 @@ struct XenbusMachine: Equatable {
   private mutating func known(_ frontend: XenbusState, online: Bool) -> [Action] {
     switch frontend {
     case .initialising:
+      isAbandoned = false
       switch own {
       case .initWait: return []
       // The toolstack closes the device while nobody is on the other side.
@@ -88,6 +107,10 @@ struct XenbusMachine: Equatable {
         own = .initWait
         return [.disconnect, .offer]
       }
+    case .initialised where isAbandoned, .connected where isAbandoned:
+      guard own == .initialising else { return [] }
+      own = .initWait
+      return [.offer]
     case .initialised, .connected:
       switch own {
       case .connected, .closing: return []
@@ -99,6 +122,7 @@ struct XenbusMachine: Equatable {
       own = .closing
       return [.announce]
     case .closed:
+      isAbandoned = false
       return close(online: online)
     case .unknown, .initWait, .reconfiguring, .reconfigured:
       return reject("the frontend is in state \(frontend), which no frontend has")
@@ -116,6 +140,14 @@ struct XenbusMachine: Equatable {
     own = .closed
     let end: [Action] = online ? [] : [.remove]
     return was == .closed ? end : [.disconnect, .announce] + end
+  }
+
+  /// A frontend had time to let go of a dead backend's ring.
+  mutating func patienceOver() -> [Action] {
+    guard isAbandoned, own == .initWait else { return [] }
+    return reject(
+      "the frontend goes on with the ring of a backend that has died; it has to close the device and begin again"
+    )
   }
 
   /// What became of `.connect`.

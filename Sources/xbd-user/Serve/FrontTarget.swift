@@ -13,6 +13,10 @@ import XbdFront
 final class FrontTarget: BlockTarget {
   private let queue: BlockQueue
   var onCompletion: (UInt64, TargetOperation, TargetStatus) -> Void = { _, _, _ in }
+  var onDescriptorsChange: ([Int32], [Int32]) -> Void {
+    get { queue.onDescriptorsChange }
+    set { queue.onDescriptorsChange = newValue }
+  }
 
   init(_ queue: BlockQueue) {
     self.queue = queue
@@ -21,6 +25,11 @@ final class FrontTarget: BlockTarget {
         completion.tag, TargetOperation(rawValue: completion.operation.rawValue),
         Self.status(completion.status))
     }
+  }
+
+  deinit {
+    // The queue outlives the service: what a dead backend has not answered fails when the device closes.
+    queue.onCompletion = { _ in }
   }
 
   var geometry: TargetGeometry {
@@ -62,6 +71,8 @@ final class FrontTarget: BlockTarget {
   func poll() -> Bool { queue.poll() }
 
   func armWakeup() -> Bool { queue.armWakeup() }
+
+  func keepTime(_ now: UInt64) -> UInt64? { queue.keepTime(now) }
 
   var descriptors: [Int32] { queue.descriptors }
 

@@ -44,6 +44,18 @@ struct StorageArguments: ParsableArguments {
   @Flag(help: "The backend offers no discard.")
   var noDiscard = false
 
+  /// An option that was given and means something to the reference backend only.
+  var firstForReferenceOnly: String? {
+    let given = [
+      (sectorSize != 512, "--sector-size"), (backendSegments != 256, "--backend-segments"),
+      (backendRingOrder != 4, "--backend-ring-order"), (maxPersistent != 1056, "--max-persistent"),
+      (noBackendPersistent, "--no-backend-persistent"), (singleMapping, "--single-mapping"),
+      (grantCopy, "--grant-copy"), (noFlush, "--no-flush"), (noBarrier, "--no-barrier"),
+      (noDiscard, "--no-discard"),
+    ]
+    return given.first { $0.0 }?.1
+  }
+
   /// The options as another process takes them.
   var commandLine: [String] {
     var words = [

@@ -19,14 +19,23 @@ enum Systems {
   ///
   /// - Parameter instead: a command that works without; it ends the sentence.
   static func libXen(instead: String) throws -> any XenSystem {
+    try libXen(grants: "/dev/xen/gntalloc", instead: instead)
+  }
+
+  /// The same for a backend, which maps grants instead of making them.
+  static func libXenBackend(instead: String) throws -> any XenSystem {
+    try libXen(grants: "/dev/xen/gntdev", instead: instead)
+  }
+
+  private static func libXen(grants: String, instead: String) throws -> any XenSystem {
     let system = LibXenSystem()
     do throws(XenError) {
       _ = try system.openEventChannels()
     } catch  where access("/dev/xen/evtchn", F_OK) != 0 {
       throw missing("/dev/xen/evtchn", instead)
     }
-    if access("/dev/xen/evtchn", F_OK) == 0, access("/dev/xen/gntalloc", F_OK) != 0 {
-      throw missing("/dev/xen/gntalloc", instead)
+    if access("/dev/xen/evtchn", F_OK) == 0, access(grants, F_OK) != 0 {
+      throw missing(grants, instead)
     }
     return system
   }
