@@ -103,7 +103,7 @@ private func frontendNodes(_ input: inout FuzzInput) {
 }
 
 private func stateMachine(_ input: inout FuzzInput) {
-  var machine = FrontendStateMachine()
+  var machine = FrontendStateMachine(reconnects: input.flag())
   func state(_ input: inout FuzzInput) -> XenbusState {
     XenbusState(rawValue: UInt8(input.below(9))) ?? .unknown
   }
@@ -126,7 +126,15 @@ private func stateMachine(_ input: inout FuzzInput) {
       }
     }
     if input.isAtEnd { return }
-    switch input.below(8) {
+    switch input.below(14) {
+    case 8: events.append(.online(input.flag()))
+    case 9: events.append(.backendDied("d"))
+    case 10: events.append(.suspended)
+    case 11:
+      let own = state(&input)
+      events.append(.resumed(own: own, backend: state(&input)))
+    case 12: events.append(.reconnectExpired("r"))
+    case 13: events.append(.storeLost(XbdError(.system, "s")))
     case 0, 1: events.append(.backendState(state(&input)))
     case 2: events.append(.graceExpired)
     case 3: events.append(.timedOut)
