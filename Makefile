@@ -5,6 +5,7 @@
 #   make build        .build/release/xbd-user
 #   make check        lint, build, Swift tests: what to run before a commit
 #   make xen-lab      real Xen in QEMU judges us: both backends in a domU (FULL=1 everything, SHELL=1 a console; SHELL=domu)
+#   make fuzz         each fuzz target for a stated number of inputs (ARGS='back-ring --seconds 600')
 #   make bench        against nbdkit, qemu-nbd and nbd-server (ARGS='--quick')
 #   make docs         reference and manual pages into .build/docs
 #   make lint         formatting, licence lines, shell scripts, house rules
@@ -31,7 +32,7 @@ LAB_ARGS = $(if $(LAB_SHELL),--shell $(LAB_SHELL)) $(if $(filter 1,$(FULL)),--fu
 
 BINARY = .build/release/xbd-user
 
-.PHONY: help deps deps-test deps-lab xen-lab build run test check test-interop test-thread test-address bench docs lint format \
+.PHONY: help deps deps-test deps-lab xen-lab build run test check test-interop test-thread test-address fuzz bench docs lint format \
 	install uninstall clean
 
 help:
@@ -70,6 +71,9 @@ deps-lab:
 
 xen-lab: deps-lab build
 	@Tests/xen-lab/run $(LAB_ARGS)
+
+fuzz: deps-test
+	Tests/fuzz/run $(ARGS)
 
 bench: deps-test build
 	Tests/bench/bench $(ARGS)

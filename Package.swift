@@ -11,6 +11,9 @@ let strict: [SwiftSetting] = [
   .enableUpcomingFeature("MemberImportVisibility"),
 ]
 
+/// The modules that touch shared memory: each unsafe use is marked, and says why it is right (`scripts/lint`).
+let strictlySafe = strict + [.strictMemorySafety()]
+
 let package = Package(
   name: "xbd-user",
   products: [
@@ -40,12 +43,12 @@ let package = Package(
     .target(
       name: "Platform",
       dependencies: ["CXen", .product(name: "SystemPackage", package: "swift-system")],
-      swiftSettings: strict),
+      swiftSettings: strictlySafe),
     .target(
       name: "Xen",
       dependencies: ["CXen", "Platform", .product(name: "SystemPackage", package: "swift-system")],
       swiftSettings: strict),
-    .target(name: "Blkif", dependencies: ["CXen", "Xen"], swiftSettings: strict),
+    .target(name: "Blkif", dependencies: ["CXen", "Xen"], swiftSettings: strictlySafe),
     .target(
       name: "XbdFront",
       dependencies: [

@@ -28,8 +28,9 @@ public struct BackRing: ~Copyable {
   /// - Throws: `.tooManyRequests` when the indices cannot be.
   public init(pages: UnsafeMutableRawPointer, pageCount: Int, abi: ABI) throws(RingViolation) {
     precondition(pageCount > 0 && pageCount.nonzeroBitCount == 1, "a ring has a power of two of pages")
-    shared = SharedRing(base: pages, pageCount: pageCount, abi: abi)
-    let start = shared.responseProducer.pointee.load(ordering: .acquiring)
+    // SAFETY: the caller's promise about `pages` is the one that SharedRing asks for.
+    shared = unsafe SharedRing(base: pages, pageCount: pageCount, abi: abi)
+    let start = shared.responseProducer.loadAcquiring()
     producer = start
     published = start
     consumer = start
@@ -52,7 +53,7 @@ public struct BackRing: ~Copyable {
   @inlinable
   public func availableRequests() throws(RingViolation) -> UInt32 {
     // Untrusted: any value. Pairs with the .releasing store in FrontRing.publish.
-    let claimed = shared.requestProducer.pointee.load(ordering: .acquiring)
+    let claimed = shared.requestProducer.loadAcquiring()
     let claimedOutstanding = claimed &- producer
     guard claimedOutstanding <= capacity, claimedOutstanding >= outstanding else {
       throw .tooManyRequests(claimed: claimedOutstanding, capacity: capacity)
@@ -68,23 +69,24 @@ public struct BackRing: ~Copyable {
   /// - Returns: a view of that copy; its contents are unchecked.
   @inlinable
   public mutating func takeRequest(into buffer: UnsafeMutableRawPointer) -> WireRequest {
-    buffer.copyMemory(from: shared.slot(consumer), byteCount: shared.layout.stride)
+    // SAFETY: the buffer has at least 112 bytes, the largest stride, and is the caller's alone.
+    unsafe shared.slot(consumer).copy(to: buffer, shared.layout.stride)
     consumer &+= 1
-    return WireRequest(copy: UnsafeRawPointer(buffer), layout: shared.layout)
+    return unsafe WireRequest(copy: UnsafeRawPointer(buffer), layout: shared.layout)
   }
 
   /// Writes one response; the frontend does not see it before `publish`.
   @inlinable
   public mutating func push(id: UInt64, operation: UInt8, status: Int16) {
     precondition(outstanding > 0, "a response without a request")
-    let address = shared.slot(producer)
+    let bytes = shared.slot(producer)
     // The response's own padding would otherwise show what was here before (XSA-216).
-    address.storeBytes(of: 0, toByteOffset: 8, as: UInt32.self)
-    if shared.layout.shift == 0 { address.storeBytes(of: 0, toByteOffset: 12, as: UInt32.self) }
-    address.storeBytes(of: UInt32(truncatingIfNeeded: id), toByteOffset: 0, as: UInt32.self)
-    address.storeBytes(of: UInt32(truncatingIfNeeded: id >> 32), toByteOffset: 4, as: UInt32.self)
-    address.storeBytes(of: operation, toByteOffset: 8, as: UInt8.self)
-    address.storeBytes(of: status, toByteOffset: 10, as: Int16.self)
+    bytes.put(UInt32(0), at: 8)
+    if shared.layout.shift == 0 { bytes.put(UInt32(0), at: 12) }
+    bytes.put(UInt32(truncatingIfNeeded: id), at: 0)
+    bytes.put(UInt32(truncatingIfNeeded: id >> 32), at: 4)
+    bytes.put(operation, at: 8)
+    bytes.put(status, at: 10)
     producer &+= 1
   }
 
@@ -96,7 +98,7 @@ public struct BackRing: ~Copyable {
     let old = published
     published = producer
     // Pairs with the .acquiring load in FrontRing.availableResponses.
-    shared.responseProducer.pointee.store(producer, ordering: .releasing)
+    shared.responseProducer.storeReleasing(producer)
     return SharedRing.notification(old: old, new: producer, event: shared.responseEvent)
   }
 
@@ -106,10 +108,10 @@ public struct BackRing: ~Copyable {
   @inlinable
   public mutating func armNotification() -> Bool {
     // As ring.h does: while there is work nothing is armed, which saves the fence and the peer's cache line.
-    guard shared.requestProducer.pointee.load(ordering: .acquiring) == consumer else { return false }
-    shared.requestEvent.pointee.store(consumer &+ 1, ordering: .relaxed)
+    guard shared.requestProducer.loadAcquiring() == consumer else { return false }
+    shared.requestEvent.storeRelaxed(consumer &+ 1)
     // The event index is stored before the producer is looked at again; pairs with the fence in FrontRing.publish.
     atomicMemoryFence(ordering: .sequentiallyConsistent)
-    return shared.requestProducer.pointee.load(ordering: .acquiring) == consumer
+    return shared.requestProducer.loadAcquiring() == consumer
   }
 }

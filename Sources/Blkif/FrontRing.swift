@@ -31,15 +31,17 @@ public struct FrontRing: ~Copyable {
     pages: UnsafeMutableRawPointer, pageCount: Int, abi: ABI = .native, startingAt start: UInt32 = 0
   ) {
     precondition(pageCount > 0 && pageCount.nonzeroBitCount == 1, "a ring has a power of two of pages")
-    shared = SharedRing(base: pages, pageCount: pageCount, abi: abi)
-    pages.initializeMemory(as: UInt8.self, repeating: 0, count: pageCount * 4096)
+    // SAFETY: the caller's promise about `pages` is the one that SharedRing asks for.
+    shared = unsafe SharedRing(base: pages, pageCount: pageCount, abi: abi)
+    // SAFETY: as above; nobody else uses the pages yet.
+    unsafe pages.initializeMemory(as: UInt8.self, repeating: 0, count: pageCount * 4096)
     producer = start
     published = start
     consumer = start
-    shared.requestProducer.pointee.store(start, ordering: .relaxed)
-    shared.responseProducer.pointee.store(start, ordering: .relaxed)
-    shared.requestEvent.pointee.store(start &+ 1, ordering: .relaxed)
-    shared.responseEvent.pointee.store(start &+ 1, ordering: .releasing)
+    shared.requestProducer.storeRelaxed(start)
+    shared.responseProducer.storeRelaxed(start)
+    shared.requestEvent.storeRelaxed(start &+ 1)
+    shared.responseEvent.storeReleasing(start &+ 1)
   }
 
   /// How many requests the ring holds at once.
@@ -60,11 +62,11 @@ public struct FrontRing: ~Copyable {
   @inlinable
   public mutating func enqueue() -> RequestSlot {
     precondition(freeSlots > 0, "enqueue on a full ring")
-    let address = shared.slot(producer)
+    let bytes = shared.slot(producer)
     // Padding and unused segments would show the backend what was here before (XSA-216, the other way round).
-    address.initializeMemory(as: UInt8.self, repeating: 0, count: shared.layout.stride)
+    bytes.clear(shared.layout.stride)
     producer &+= 1
-    return RequestSlot(address: address, layout: shared.layout)
+    return RequestSlot(bytes: bytes, layout: shared.layout)
   }
 
   /// Shows the backend everything enqueued so far (RING_PUSH_REQUESTS_AND_CHECK_NOTIFY).
@@ -75,7 +77,7 @@ public struct FrontRing: ~Copyable {
     let old = published
     published = producer
     // Pairs with the .acquiring load in BackRing.availableRequests: the slots are visible before the index.
-    shared.requestProducer.pointee.store(producer, ordering: .releasing)
+    shared.requestProducer.storeReleasing(producer)
     return SharedRing.notification(old: old, new: producer, event: shared.requestEvent)
   }
 
@@ -86,7 +88,7 @@ public struct FrontRing: ~Copyable {
   @inlinable
   public func availableResponses() throws(RingViolation) -> UInt32 {
     // Untrusted: any value. Pairs with the .releasing store in BackRing.publish.
-    let claimed = shared.responseProducer.pointee.load(ordering: .acquiring)
+    let claimed = shared.responseProducer.loadAcquiring()
     let count = claimed &- consumer
     guard count <= published &- consumer else {
       throw .tooManyResponses(claimed: count, outstanding: published &- consumer)
@@ -103,9 +105,9 @@ public struct FrontRing: ~Copyable {
   public mutating func takeResponse() -> WireResponse {
     let offset = RingLayout.headerSize + Int(consumer & (capacity - 1)) * shared.layout.stride
     // Three words, each 4-aligned in every layout; the trailing padding is of no interest.
-    let low = shared.word(offset).pointee.load(ordering: .relaxed)
-    let high = shared.word(offset + 4).pointee.load(ordering: .relaxed)
-    let rest = shared.word(offset + 8).pointee.load(ordering: .relaxed)
+    let low = shared.word(offset).loadRelaxed()
+    let high = shared.word(offset + 4).loadRelaxed()
+    let rest = shared.word(offset + 8).loadRelaxed()
     consumer &+= 1
     return WireResponse(
       id: UInt64(high) << 32 | UInt64(low),
@@ -120,10 +122,10 @@ public struct FrontRing: ~Copyable {
   @inlinable
   public mutating func armNotification() -> Bool {
     // As ring.h does: while there is work nothing is armed, which saves the fence and the peer's cache line.
-    guard shared.responseProducer.pointee.load(ordering: .acquiring) == consumer else { return false }
-    shared.responseEvent.pointee.store(consumer &+ 1, ordering: .relaxed)
+    guard shared.responseProducer.loadAcquiring() == consumer else { return false }
+    shared.responseEvent.storeRelaxed(consumer &+ 1)
     // The event index is stored before the producer is looked at again; pairs with the fence in BackRing.publish.
     atomicMemoryFence(ordering: .sequentiallyConsistent)
-    return shared.responseProducer.pointee.load(ordering: .acquiring) == consumer
+    return shared.responseProducer.loadAcquiring() == consumer
   }
 }

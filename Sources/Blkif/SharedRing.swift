@@ -11,11 +11,67 @@
 internal import CXen
 public import Synchronization
 
+/// A 32-bit word that both ends see; only ever read and written as a whole.
+@usableFromInline
+@safe struct SharedWord {
+  // SAFETY: a 4-aligned word of a ring's pages, mapped for as long as the ring lives and only ever accessed as an atomic.
+  @usableFromInline let pointer: UnsafePointer<Atomic<UInt32>>
+
+  @inlinable
+  init(_ address: UnsafeMutableRawPointer) {
+    // SAFETY: Atomic<UInt32> has the size and alignment of UInt32; `SharedRing.word` is the only caller.
+    unsafe pointer = UnsafePointer(address.assumingMemoryBound(to: Atomic<UInt32>.self))
+  }
+
+  // SAFETY of all four: see `pointer`.
+  @inlinable func loadAcquiring() -> UInt32 { unsafe pointer.pointee.load(ordering: .acquiring) }
+  @inlinable func loadRelaxed() -> UInt32 { unsafe pointer.pointee.load(ordering: .relaxed) }
+  @inlinable func storeReleasing(_ value: UInt32) {
+    unsafe pointer.pointee.store(value, ordering: .releasing)
+  }
+  @inlinable func storeRelaxed(_ value: UInt32) { unsafe pointer.pointee.store(value, ordering: .relaxed) }
+}
+
+/// One slot of a ring: written field by field, read only as a copy.
+@usableFromInline
+@safe struct SlotBytes {
+  // SAFETY: `RingLayout.stride` bytes of a ring's pages, mapped for as long as the ring lives.
+  @usableFromInline let address: UnsafeMutableRawPointer
+
+  @inlinable
+  init(_ address: UnsafeMutableRawPointer) {
+    // SAFETY: kept, not used; `SharedRing.slot` is the only caller.
+    unsafe self.address = address
+  }
+
+  /// Writes a field, aligned or not.
+  ///
+  /// - Parameter offset: of a field of `RingLayout`.
+  @inlinable @inline(__always)
+  func put<Value: BitwiseCopyable>(_ value: Value, at offset: Int) {
+    // SAFETY: every caller's field lies within the slot; bounds of segments and pages are their preconditions.
+    unsafe address.storeBytes(of: value, toByteOffset: offset, as: Value.self)
+  }
+
+  @inlinable
+  func clear(_ byteCount: Int) {
+    // SAFETY: the slot has `byteCount` bytes, its layout's stride.
+    unsafe address.initializeMemory(as: UInt8.self, repeating: 0, count: byteCount)
+  }
+
+  @inlinable
+  func copy(to buffer: UnsafeMutableRawPointer, _ byteCount: Int) {
+    // SAFETY: the slot has `byteCount` bytes, its layout's stride; the caller's buffer has room for any layout's.
+    unsafe buffer.copyMemory(from: address, byteCount: byteCount)
+  }
+}
+
 /// A view of a ring's shared pages.
 ///
 /// Does not own them.
 @usableFromInline
-struct SharedRing {
+@safe struct SharedRing {
+  // SAFETY: the pages outlive the ring, as its creator promises; only `word` and `slot` go there.
   @usableFromInline let base: UnsafeMutableRawPointer
   @usableFromInline let layout: RingLayout
   @usableFromInline let capacity: UInt32
@@ -25,26 +81,27 @@ struct SharedRing {
   ///   - pageCount: a power of two.
   @usableFromInline
   init(base: UnsafeMutableRawPointer, pageCount: Int, abi: ABI) {
-    self.base = base
+    // SAFETY: kept, not used.
+    unsafe self.base = base
     layout = RingLayout(abi)
     capacity = layout.capacity(pageCount: pageCount)
   }
 
-  // SAFETY: the words lie in a page that outlives the ring, are 4-aligned, and are only ever accessed as atomics;
-  // Atomic<UInt32> has the size and alignment of UInt32.
   @inlinable
-  func word(_ offset: Int) -> UnsafePointer<Atomic<UInt32>> {
-    UnsafePointer((base + offset).assumingMemoryBound(to: Atomic<UInt32>.self))
+  func word(_ offset: Int) -> SharedWord {
+    // SAFETY: callers ask for the header's words or for those of a slot below `capacity`; both are 4-aligned.
+    unsafe SharedWord(base + offset)
   }
 
-  @inlinable var requestProducer: UnsafePointer<Atomic<UInt32>> { word(0) }
-  @inlinable var requestEvent: UnsafePointer<Atomic<UInt32>> { word(4) }
-  @inlinable var responseProducer: UnsafePointer<Atomic<UInt32>> { word(8) }
-  @inlinable var responseEvent: UnsafePointer<Atomic<UInt32>> { word(12) }
+  @inlinable var requestProducer: SharedWord { word(0) }
+  @inlinable var requestEvent: SharedWord { word(4) }
+  @inlinable var responseProducer: SharedWord { word(8) }
+  @inlinable var responseEvent: SharedWord { word(12) }
 
   @inlinable
-  func slot(_ index: UInt32) -> UnsafeMutableRawPointer {
-    base + (RingLayout.headerSize + Int(index & (capacity - 1)) * layout.stride)
+  func slot(_ index: UInt32) -> SlotBytes {
+    // SAFETY: masked, so it is one of `capacity` slots, which fit into the pages (`RingLayout.capacity`).
+    unsafe SlotBytes(base + (RingLayout.headerSize + Int(index & (capacity - 1)) * layout.stride))
   }
 
   /// Decides whether the other end asked to hear of entries between `old` and `new`
@@ -55,10 +112,10 @@ struct SharedRing {
   /// or it sees our entries.
   @inlinable
   static func notification(
-    old: UInt32, new: UInt32, event: UnsafePointer<Atomic<UInt32>>
+    old: UInt32, new: UInt32, event: SharedWord
   ) -> NotifyPeer {
     atomicMemoryFence(ordering: .sequentiallyConsistent)
-    let wanted = event.pointee.load(ordering: .relaxed)
+    let wanted = event.loadRelaxed()
     return (new &- wanted) < (new &- old) ? .required : .notRequired
   }
 }

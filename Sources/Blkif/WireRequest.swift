@@ -35,17 +35,19 @@ public struct Segment: Equatable, Sendable {
   /// Writes the wire form, padding included.
   @inlinable
   public func store(to address: UnsafeMutableRawPointer) {
-    address.storeBytes(of: reference.rawValue, as: UInt32.self)
-    address.storeBytes(
+    // SAFETY: the caller has 8 bytes there.
+    unsafe address.storeBytes(of: reference.rawValue, as: UInt32.self)
+    unsafe address.storeBytes(
       of: UInt32(firstSector) | UInt32(lastSector) << 8, toByteOffset: 4, as: UInt32.self)
   }
 
   /// Reads the wire form from a private copy.
   @inlinable
   public init(loading address: UnsafeRawPointer) {
-    reference = GrantRef(address.loadUnaligned(as: UInt32.self))
-    firstSector = address.load(fromByteOffset: 4, as: UInt8.self)
-    lastSector = address.load(fromByteOffset: 5, as: UInt8.self)
+    // SAFETY: the caller has 8 bytes there.
+    reference = unsafe GrantRef(address.loadUnaligned(as: UInt32.self))
+    firstSector = unsafe address.load(fromByteOffset: 4, as: UInt8.self)
+    lastSector = unsafe address.load(fromByteOffset: 5, as: UInt8.self)
   }
 }
 
@@ -53,12 +55,12 @@ public struct Segment: Equatable, Sendable {
 ///
 /// Valid until the ring is published.
 public struct RequestSlot {
-  @usableFromInline let address: UnsafeMutableRawPointer
+  @usableFromInline let bytes: SlotBytes
   @usableFromInline let layout: RingLayout
 
   @inlinable
-  init(address: UnsafeMutableRawPointer, layout: RingLayout) {
-    self.address = address
+  init(bytes: SlotBytes, layout: RingLayout) {
+    self.bytes = bytes
     self.layout = layout
   }
 
@@ -73,9 +75,9 @@ public struct RequestSlot {
     _ operation: BlockOperation, id: UInt64, handle: UInt16, sector: UInt64, segmentCount: Int
   ) {
     precondition(segmentCount <= BlkIf.maxDirectSegments, "a direct request has at most 11 segments")
-    address.storeBytes(of: operation.rawValue, as: UInt8.self)
-    address.storeBytes(of: UInt8(segmentCount), toByteOffset: 1, as: UInt8.self)
-    address.storeBytes(of: handle, toByteOffset: 2, as: UInt16.self)
+    bytes.put(operation.rawValue, at: 0)
+    bytes.put(UInt8(segmentCount), at: 1)
+    bytes.put(handle, at: 2)
     store(id, layout.id)
     store(sector, layout.sector)
   }
@@ -84,7 +86,9 @@ public struct RequestSlot {
   @inlinable
   public func setSegment(_ index: Int, _ segment: Segment) {
     precondition(index >= 0 && index < BlkIf.maxDirectSegments, "a direct request has at most 11 segments")
-    segment.store(to: address + (layout.segments + index * Segment.wireSize))
+    let offset = layout.segments + index * Segment.wireSize
+    bytes.put(segment.reference.rawValue, at: offset)
+    bytes.put(UInt32(segment.firstSector) | UInt32(segment.lastSector) << 8, at: offset + 4)
   }
 
   /// Writes a discard.
@@ -97,9 +101,9 @@ public struct RequestSlot {
   public func setDiscard(
     id: UInt64, handle: UInt16, sector: UInt64, sectorCount: UInt64, secure: Bool = false
   ) {
-    address.storeBytes(of: BlockOperation.discard.rawValue, as: UInt8.self)
-    address.storeBytes(of: secure ? 1 : 0, toByteOffset: 1, as: UInt8.self)
-    address.storeBytes(of: handle, toByteOffset: 2, as: UInt16.self)
+    bytes.put(BlockOperation.discard.rawValue, at: 0)
+    bytes.put(UInt8(secure ? 1 : 0), at: 1)
+    bytes.put(handle, at: 2)
     store(id, layout.id)
     store(sector, layout.sector)
     store(sectorCount, layout.discardSectorCount)
@@ -115,85 +119,94 @@ public struct RequestSlot {
     _ operation: BlockOperation, id: UInt64, handle: UInt16, sector: UInt64, segmentCount: Int
   ) {
     precondition(segmentCount <= BlkIf.maxIndirectSegments, "an indirect request has at most 4,096 segments")
-    address.storeBytes(of: BlockOperation.indirect.rawValue, as: UInt8.self)
-    address.storeBytes(of: operation.rawValue, toByteOffset: 1, as: UInt8.self)
-    address.storeBytes(of: UInt16(segmentCount), toByteOffset: 2, as: UInt16.self)
+    bytes.put(BlockOperation.indirect.rawValue, at: 0)
+    bytes.put(operation.rawValue, at: 1)
+    bytes.put(UInt16(segmentCount), at: 2)
     store(id, layout.id)
     store(sector, layout.sector)
-    address.storeBytes(of: handle, toByteOffset: layout.indirectHandle, as: UInt16.self)
+    bytes.put(handle, at: layout.indirectHandle)
   }
 
   /// Names one of an indirect request's pages of segments.
   @inlinable
   public func setIndirectPage(_ index: Int, _ reference: GrantRef) {
     precondition(index >= 0 && index < BlkIf.maxIndirectPages, "an indirect request has at most 8 pages")
-    address.storeBytes(
-      of: reference.rawValue, toByteOffset: layout.indirectReferences + index * 4, as: UInt32.self)
+    bytes.put(reference.rawValue, at: layout.indirectReferences + index * 4)
   }
 
   /// A 64-bit field, which a 32-bit layout aligns to 4 bytes only.
   @inlinable
   func store(_ value: UInt64, _ offset: Int) {
-    address.storeBytes(of: value, toByteOffset: offset, as: UInt64.self)
+    bytes.put(value, at: offset)
   }
 }
 
 /// A private copy of a request.
 ///
 /// Untrusted: every field can be anything.
-public struct WireRequest {
+@safe public struct WireRequest {
+  // SAFETY: the 112 bytes that `BackRing.takeRequest` copied to, the caller's for as long as it uses this value.
   @usableFromInline let copy: UnsafeRawPointer
   @usableFromInline let layout: RingLayout
 
   @inlinable
   init(copy: UnsafeRawPointer, layout: RingLayout) {
-    self.copy = copy
+    // SAFETY: kept, not used.
+    unsafe self.copy = copy
     self.layout = layout
   }
 
+  /// A field, aligned or not.
+  @inlinable @inline(__always)
+  func field<Value: BitwiseCopyable>(_ offset: Int, as type: Value.Type = Value.self) -> Value {
+    // SAFETY: every caller's field lies within the copy; bounds of segments and pages are their preconditions.
+    unsafe copy.loadUnaligned(fromByteOffset: offset, as: Value.self)
+  }
+
   /// The raw operation (BLKIF_OP_*).
-  @inlinable public var operation: UInt8 { copy.load(as: UInt8.self) }
+  @inlinable public var operation: UInt8 { field(0, as: UInt8.self) }
   /// The frontend's number for the request, to be echoed.
-  @inlinable public var id: UInt64 { copy.loadUnaligned(fromByteOffset: layout.id, as: UInt64.self) }
+  @inlinable public var id: UInt64 { field(layout.id, as: UInt64.self) }
   /// The first sector, in 512-byte units.
   @inlinable public var sector: UInt64 {
-    copy.loadUnaligned(fromByteOffset: layout.sector, as: UInt64.self)
+    field(layout.sector, as: UInt64.self)
   }
 
   /// Direct: how many segments, 0 to 255 as the frontend wrote it.
-  @inlinable public var segmentCount: Int { Int(copy.load(fromByteOffset: 1, as: UInt8.self)) }
+  @inlinable public var segmentCount: Int { Int(field(1, as: UInt8.self)) }
   /// Direct and discard: the virtual device's low 16 bits.
-  @inlinable public var handle: UInt16 { copy.loadUnaligned(fromByteOffset: 2, as: UInt16.self) }
+  @inlinable public var handle: UInt16 { field(2, as: UInt16.self) }
   /// Direct: one segment, 0 to 10.
   @inlinable
   public func segment(_ index: Int) -> Segment {
     precondition(index >= 0 && index < BlkIf.maxDirectSegments, "a direct request has at most 11 segments")
-    return Segment(loading: copy + (layout.segments + index * Segment.wireSize))
+    // SAFETY: the segment lies within the copy.
+    return unsafe Segment(loading: copy + (layout.segments + index * Segment.wireSize))
   }
 
   /// Discard: the flag byte; bit 0 asks for a secure one.
-  @inlinable public var discardFlag: UInt8 { copy.load(fromByteOffset: 1, as: UInt8.self) }
+  @inlinable public var discardFlag: UInt8 { field(1, as: UInt8.self) }
   /// Discard: how many 512-byte sectors.
   @inlinable public var discardSectorCount: UInt64 {
-    copy.loadUnaligned(fromByteOffset: layout.discardSectorCount, as: UInt64.self)
+    field(layout.discardSectorCount, as: UInt64.self)
   }
 
   /// Indirect: the operation inside, raw.
-  @inlinable public var indirectOperation: UInt8 { copy.load(fromByteOffset: 1, as: UInt8.self) }
+  @inlinable public var indirectOperation: UInt8 { field(1, as: UInt8.self) }
   /// Indirect: how many segments, 0 to 65,535 as the frontend wrote it.
   @inlinable public var indirectSegmentCount: Int {
-    Int(copy.loadUnaligned(fromByteOffset: 2, as: UInt16.self))
+    Int(field(2, as: UInt16.self))
   }
   /// Indirect: the virtual device's low 16 bits.
   @inlinable public var indirectHandle: UInt16 {
-    copy.loadUnaligned(fromByteOffset: layout.indirectHandle, as: UInt16.self)
+    field(layout.indirectHandle, as: UInt16.self)
   }
   /// Indirect: one of the pages of segments, 0 to 7.
   @inlinable
   public func indirectPage(_ index: Int) -> GrantRef {
     precondition(index >= 0 && index < BlkIf.maxIndirectPages, "an indirect request has at most 8 pages")
     return GrantRef(
-      copy.loadUnaligned(fromByteOffset: layout.indirectReferences + index * 4, as: UInt32.self))
+      field(layout.indirectReferences + index * 4, as: UInt32.self))
   }
 }
 

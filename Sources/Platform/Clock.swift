@@ -7,7 +7,8 @@ public enum MonotonicClock {
   /// Nanoseconds since some moment in the past; never goes back.
   public static func nanoseconds() -> UInt64 {
     var now = timespec()
-    clock_gettime(CLOCK_MONOTONIC, &now)
+    // SAFETY: the call writes to the local variable alone.
+    unsafe clock_gettime(CLOCK_MONOTONIC, &now)
     return UInt64(now.tv_sec) &* 1_000_000_000 &+ UInt64(now.tv_nsec)
   }
 }

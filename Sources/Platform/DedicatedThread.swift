@@ -22,23 +22,26 @@ public final class DedicatedThread: Sendable {
   public init(
     name: String, stackSize: Int = 512 << 10, _ body: sending @escaping () -> Void
   ) throws(Errno) {
-    let box = Unmanaged.passRetained(Start(name: name, body: body))
+    // SAFETY: the reference is given up once: by the new thread, or below when there is none. pthread reads and
+    // writes the local attributes alone.
+    let box = unsafe Unmanaged.passRetained(Start(name: name, body: body))
     var attributes = pthread_attr_t()
-    pthread_attr_init(&attributes)
-    defer { pthread_attr_destroy(&attributes) }
-    pthread_attr_setstacksize(&attributes, stackSize)
+    unsafe pthread_attr_init(&attributes)
+    defer { unsafe pthread_attr_destroy(&attributes) }
+    unsafe pthread_attr_setstacksize(&attributes, stackSize)
     var thread = pthread_t()
-    let code = pthread_create(
+    let code = unsafe pthread_create(
       &thread, &attributes,
       { argument in
-        guard let argument else { return nil }
-        let start = Unmanaged<Start>.fromOpaque(argument).takeRetainedValue()
-        _ = cxen_set_thread_name(start.name)
+        guard let argument = unsafe argument else { return nil }
+        // SAFETY: the argument is the box that `pthread_create` was given.
+        let start = unsafe Unmanaged<Start>.fromOpaque(argument).takeRetainedValue()
+        _ = unsafe cxen_set_thread_name(start.name)
         start.body()
         return nil
-      }, box.toOpaque())
+      }, unsafe box.toOpaque())
     guard code == 0 else {
-      box.release()
+      unsafe box.release()
       throw Errno(rawValue: code)
     }
     handle = thread

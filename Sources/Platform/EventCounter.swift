@@ -33,7 +33,8 @@ public struct EventCounter: ~Copyable, Sendable {
   /// Safe from any thread and from a signal handler.
   public func signal() {
     var one: UInt64 = 1
-    _ = Glibc.write(descriptor.raw, &one, 8)
+    // SAFETY: eight bytes of a local variable.
+    _ = unsafe Glibc.write(descriptor.raw, &one, 8)
   }
 
   /// Sets the counter back to zero.
@@ -42,6 +43,7 @@ public struct EventCounter: ~Copyable, Sendable {
   @discardableResult
   public func drain() -> Bool {
     var value: UInt64 = 0
-    return Glibc.read(descriptor.raw, &value, 8) == 8
+    // SAFETY: eight bytes of a local variable.
+    return unsafe Glibc.read(descriptor.raw, &value, 8) == 8
   }
 }

@@ -41,7 +41,7 @@ public struct Event {
 /// An epoll instance with a buffer for its events, owned by one thread.
 ///
 /// Level-triggered: a descriptor that stays ready is reported by every wait.
-public struct EventLoop: ~Copyable {
+@safe public struct EventLoop: ~Copyable {
   private let descriptor: OwnedDescriptor
   private let buffer: UnsafeMutableBufferPointer<epoll_event>
 
@@ -50,12 +50,14 @@ public struct EventLoop: ~Copyable {
   /// - Parameter capacity: how many events one wait can report.
   public init(capacity: Int = 64) throws(Errno) {
     descriptor = OwnedDescriptor(try retrying { epoll_create1(Int32(EPOLL_CLOEXEC)) })
-    buffer = .allocate(capacity: capacity)
-    buffer.initialize(repeating: epoll_event())
+    // SAFETY: allocated here, freed in deinit, all of it initialised.
+    unsafe buffer = .allocate(capacity: capacity)
+    unsafe buffer.initialize(repeating: epoll_event())
   }
 
   deinit {
-    buffer.deallocate()
+    // SAFETY: nothing else has the pointer.
+    unsafe buffer.deallocate()
   }
 
   /// Starts to watch a descriptor, which stays the caller's.
@@ -78,7 +80,8 @@ public struct EventLoop: ~Copyable {
   /// - Parameter milliseconds: the longest wait; 0 only looks, nil waits for ever.
   /// - Returns: how many events `event(_:)` now has; 0 after a timeout or an interrupting signal.
   public func wait(milliseconds: Int32?) -> Int {
-    let count = epoll_wait(descriptor.raw, buffer.baseAddress, Int32(buffer.count), milliseconds ?? -1)
+    // SAFETY: the kernel fills at most `count` elements of the buffer.
+    let count = unsafe epoll_wait(descriptor.raw, buffer.baseAddress, Int32(buffer.count), milliseconds ?? -1)
     return max(0, Int(count))
   }
 
@@ -86,16 +89,18 @@ public struct EventLoop: ~Copyable {
   ///
   /// - Parameter index: from 0 up to, not including, what `wait` returned.
   public func event(_ index: Int) -> Event {
-    let raw = buffer[index]
-    return Event(token: raw.data.u64, readiness: Readiness(rawValue: raw.events))
+    // SAFETY: callers ask for the events that `wait` counted; the union only ever holds a token.
+    let raw = unsafe buffer[index]
+    return unsafe Event(token: raw.data.u64, readiness: Readiness(rawValue: raw.events))
   }
 
   private func control(
     _ operation: Int32, _ fileDescriptor: Int32, _ interest: Readiness, _ token: UInt64
   ) throws(Errno) {
-    var event = epoll_event()
-    event.events = interest.rawValue
-    event.data.u64 = token
-    try retrying { epoll_ctl(descriptor.raw, operation, fileDescriptor, &event) }
+    // SAFETY: the union only ever holds a token; the kernel reads the local variable.
+    var event = unsafe epoll_event()
+    unsafe event.events = interest.rawValue
+    unsafe event.data.u64 = token
+    try retrying { unsafe epoll_ctl(descriptor.raw, operation, fileDescriptor, &event) }
   }
 }

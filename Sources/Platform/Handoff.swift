@@ -40,7 +40,8 @@ public final class Handoff<Value: Sendable>: Sendable {
         remaining = Int32(clamping: (deadline - now) / 1_000_000 + 1)
       }
       var descriptor = pollfd(fd: arrived.fileDescriptor, events: Int16(POLLIN), revents: 0)
-      _ = Glibc.poll(&descriptor, 1, remaining)
+      // SAFETY: one element, a local variable.
+      _ = unsafe Glibc.poll(&descriptor, 1, remaining)
     }
   }
 }

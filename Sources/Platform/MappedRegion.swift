@@ -15,7 +15,7 @@ public enum Page {
 }
 
 /// A stretch of address space that is unmapped when its owner lets go of it.
-public struct MappedRegion: ~Copyable, @unchecked Sendable {
+@safe public struct MappedRegion: ~Copyable, @unchecked Sendable {
   /// The first byte, page-aligned.
   public let baseAddress: UnsafeMutableRawPointer
   /// The length in bytes, a multiple of the page size.
@@ -58,13 +58,15 @@ public struct MappedRegion: ~Copyable, @unchecked Sendable {
   ) throws(Errno) {
     precondition(byteCount > 0, "a mapping of no bytes")
     let length = (byteCount + Page.size - 1) & ~(Page.size - 1)
-    let address = mmap(nil, length, protection, flags, descriptor, off_t(offset))
-    guard let address, address != MAP_FAILED else { throw Errno.current }
-    self.baseAddress = address
+    // SAFETY: without MAP_FIXED nothing that exists is mapped over; the region belongs to this value alone.
+    let address = unsafe mmap(nil, length, protection, flags, descriptor, off_t(offset))
+    guard let address = unsafe address, unsafe address != MAP_FAILED else { throw Errno.current }
+    unsafe self.baseAddress = address
     self.byteCount = length
   }
 
   deinit {
-    _ = munmap(baseAddress, byteCount)
+    // SAFETY: mapped by the initialiser with this length; whoever has pointers into it keeps this value.
+    _ = unsafe munmap(baseAddress, byteCount)
   }
 }

@@ -27,10 +27,11 @@ public struct NameClaim: ~Copyable, Sendable {
     address.sun_family = sa_family_t(AF_UNIX)
     // A first byte of zero makes the name abstract.
     let bytes = [0] + Array("xbd-user/\(String(Self.hash(name), radix: 16))".utf8)
-    withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: bytes) }
+    // SAFETY: `bytes` was checked to fit into sun_path; a sockaddr_un may be looked at as a sockaddr.
+    unsafe withUnsafeMutableBytes(of: &address.sun_path) { unsafe $0.copyBytes(from: bytes) }
     let length = socklen_t(MemoryLayout<sa_family_t>.size + bytes.count)
-    let result = withUnsafePointer(to: &address) { pointer in
-      pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { bind(raw, $0, length) }
+    let result = unsafe withUnsafePointer(to: &address) { pointer in
+      unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { unsafe bind(raw, $0, length) }
     }
     guard result == 0 else { throw .current }
     return socket

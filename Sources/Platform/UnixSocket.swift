@@ -46,7 +46,10 @@ public enum UnixSocket {
   /// - Returns: the connected socket, blocking and close-on-exec.
   public static func connect(path: String) throws(ListenError) -> OwnedDescriptor {
     let socket = try makeSocket()
-    let result = try withAddress(path) { address, length in Glibc.connect(socket.raw, address, length) }
+    // SAFETY: the address is only used during the call.
+    let result = try unsafe withAddress(path) { address, length in
+      unsafe Glibc.connect(socket.raw, address, length)
+    }
     guard result == 0 else { throw .system(.current) }
     return socket
   }
@@ -76,21 +79,28 @@ public enum UnixSocket {
   private static func bind(_ socket: Int32, _ path: String, _ mode: FilePermissions) throws(ListenError) {
     // fchmod on the socket before bind gives the file its mode from its first moment (unix(7)).
     guard Glibc.fchmod(socket, mode.rawValue) == 0 else { throw .system(.current) }
-    let result = try withAddress(path) { address, length in Glibc.bind(socket, address, length) }
+    // SAFETY: the address is only used during the call.
+    let result = try unsafe withAddress(path) { address, length in unsafe Glibc.bind(socket, address, length)
+    }
     guard result == 0 else { throw .system(.current) }
   }
 
   private static func removeDeadSocket(_ path: String) throws(ListenError) {
     var status = Glibc.stat()
-    guard Glibc.lstat(path, &status) == 0 else { throw .system(.current) }
+    // SAFETY: the string ends in NUL for the call, which writes to the local variable.
+    guard unsafe Glibc.lstat(path, &status) == 0 else { throw .system(.current) }
     guard status.st_mode & S_IFMT == S_IFSOCK else { throw .notASocket }
     // Without blocking: a server with a full backlog lives, and might never get round to a connection of ours.
     let probe = try makeSocket()
     do { try probe.setNonBlocking() } catch { throw .system(error) }
-    let result = try withAddress(path) { address, length in Glibc.connect(probe.raw, address, length) }
+    // SAFETY: the address is only used during the call.
+    let result = try unsafe withAddress(path) { address, length in
+      unsafe Glibc.connect(probe.raw, address, length)
+    }
     let error = Errno.current
     if result == 0 || error == .wouldBlock { throw .inUse }
-    guard error == .connectionRefused, unlink(path) == 0 else { throw .system(error) }
+    // SAFETY: the string ends in NUL for the call.
+    guard error == .connectionRefused, unsafe unlink(path) == 0 else { throw .system(error) }
   }
 
   private static func withAddress(
@@ -100,10 +110,11 @@ public enum UnixSocket {
     address.sun_family = sa_family_t(AF_UNIX)
     let bytes = Array(path.utf8)
     guard bytes.count < MemoryLayout.size(ofValue: address.sun_path) else { throw .pathTooLong }
-    withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: bytes) }
-    return withUnsafePointer(to: &address) { pointer in
-      pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { rebound in
-        body(rebound, socklen_t(MemoryLayout<sockaddr_un>.size))
+    // SAFETY: `bytes` was checked to fit into sun_path; a sockaddr_un may be looked at as a sockaddr.
+    unsafe withUnsafeMutableBytes(of: &address.sun_path) { unsafe $0.copyBytes(from: bytes) }
+    return unsafe withUnsafePointer(to: &address) { pointer in
+      unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { rebound in
+        unsafe body(rebound, socklen_t(MemoryLayout<sockaddr_un>.size))
       }
     }
   }

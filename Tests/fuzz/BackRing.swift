@@ -20,7 +20,9 @@ func backRing(_ input: inout FuzzInput) {
   fuzzer.end()
 }
 
-/// The frontend's pages. Mapping gives memory of its own, so that AddressSanitizer sees every step beside it.
+/// The frontend's pages.
+///
+/// Mapping gives memory of its own, so that AddressSanitizer sees every step beside it.
 private final class Grants: GrantMapping, @unchecked Sendable {
   static let pageCount = 24
   let pages: UnsafeMutableRawPointer = .allocate(byteCount: pageCount * Page.size, alignment: Page.size)
@@ -43,7 +45,8 @@ private final class Grants: GrantMapping, @unchecked Sendable {
     for reference in references where !may(reference, write: writable) {
       throw XenError(.denied, "not granted")
     }
-    let memory = UnsafeMutableRawPointer.allocate(byteCount: references.count * Page.size, alignment: Page.size)
+    let memory = UnsafeMutableRawPointer.allocate(
+      byteCount: references.count * Page.size, alignment: Page.size)
     for (index, reference) in references.enumerated() {
       memcpy(memory + index * Page.size, page(Int(reference.rawValue)), Page.size)
     }
@@ -78,7 +81,8 @@ private final class Grants: GrantMapping, @unchecked Sendable {
         return may(reference, write: write) ? page(Int(reference.rawValue)) + Int(offset) : nil
       }
     }
-    guard let source = place(segment.source, write: false), let target = place(segment.destination, write: true)
+    guard let source = place(segment.source, write: false),
+      let target = place(segment.destination, write: true)
     else { return .badReference }
     memmove(target, source, Int(segment.byteCount))
     return .okay
@@ -141,6 +145,7 @@ private final class BackRingFuzzer {
   private var answered: UInt32
   /// Ids of requests that the backend has taken and not answered.
   private var pending: [UInt64: Int] = [:]
+  private var isExact = true
 
   init?(_ input: inout FuzzInput) {
     let shape = input.byte()
@@ -199,7 +204,8 @@ private final class BackRingFuzzer {
     switch input.below(12) {
     case 0, 1, 2, 3: write(&input)
     case 4: run()
-    case 5: ring.storeBytes(of: input.word(), toByteOffset: Int(input.half()) % (Page.size - 4), as: UInt32.self)
+    case 5:
+      ring.storeBytes(of: input.word(), toByteOffset: Int(input.half()) % (Page.size - 4), as: UInt32.self)
     case 6: ring.storeBytes(of: producer &+ UInt32(input.byte()) &- 64, as: UInt32.self)
     case 7: grants.access[input.below(Grants.pageCount)] = UInt8(input.below(3))
     case 8: list(&input)
@@ -213,8 +219,9 @@ private final class BackRingFuzzer {
     storage.mood = 0
     for _ in 0..<4 { run() }
     if engine.pointee.violation == nil {
-      guard engine.pointee.inFlight == 0, pending.isEmpty else {
-        violated("every request is answered: \(engine.pointee.inFlight) in flight, \(pending.count) not answered")
+      guard engine.pointee.inFlight == 0, pending.isEmpty || !isExact else {
+        violated(
+          "every request is answered: \(engine.pointee.inFlight) in flight, \(pending.count) not answered")
       }
     }
     engine.pointee.unmapAll()
@@ -266,6 +273,8 @@ private final class BackRingFuzzer {
     // The engine copies what it takes, and its answers overwrite it.
     let before = snapshot
     before.copyMemory(from: ring, byteCount: Page.size)
+    // Who asks for more than the ring holds has answers and requests written over each other.
+    if before.load(as: UInt32.self) &- answered > capacity { isExact = false }
     let first = engine.pointee.ring.consumer
     _ = engine.pointee.run()
     var index = first
@@ -274,8 +283,9 @@ private final class BackRingFuzzer {
       pending[slot.loadUnaligned(fromByteOffset: layout.id, as: UInt64.self), default: 0] += 1
       index &+= 1
     }
-    let responses = ring.load(fromByteOffset: 8, as: UInt32.self)
-    guard responses == engine.pointee.ring.producer else { return }
+    // Not `rsp_prod`, which the frontend may have changed.
+    let responses = engine.pointee.ring.published
+    if !isExact { answered = responses }
     while answered != responses {
       let slot = ring + RingLayout.headerSize + Int(answered & (capacity - 1)) * layout.stride
       let id = slot.loadUnaligned(as: UInt64.self)

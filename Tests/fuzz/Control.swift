@@ -73,7 +73,8 @@ private final class ControlFuzzer {
       message.a = number(&input)
       message.b = number(&input)
       message.c = number(&input)
-      let counter = what & 0x40 != 0 || message.code == ControlOperation.openHandle.rawValue ? eventfd(0, 0) : -1
+      let counter =
+        what & 0x40 != 0 || message.code == ControlOperation.openHandle.rawValue ? eventfd(0, 0) : -1
       let sent = message.withBytes {
         cxen_send_with_fds(
           process.descriptor, $0.baseAddress, what & 0x80 == 0 ? $0.count : Int(what & 31) + 1, [counter],

@@ -23,10 +23,11 @@ func frontRing(_ input: inout FuzzInput) {
 
 /// Granted pages out of one arena, given out in order.
 private final class Arena: GrantSharing, @unchecked Sendable {
-  static let pageCount = 96
+  static let pageCount = 320
   static let firstReference: UInt32 = 8
   /// Room on each side, which nothing may write to.
-  let memory: UnsafeMutableRawPointer = .allocate(byteCount: (pageCount + 2) * Page.size, alignment: Page.size)
+  let memory: UnsafeMutableRawPointer = .allocate(
+    byteCount: (pageCount + 2) * Page.size, alignment: Page.size)
   private var next = 0
 
   func reset() { next = 0 }
@@ -75,9 +76,10 @@ private final class FrontRingFuzzer {
 
   private let arena = FrontRingFuzzer.arena
   private let channels = Channels()
-  private let ringPages: SharedPages
+  private var ringPages: SharedPages
   private let queue: BlockQueue
   private let control: QueueControl
+  private let parameters: QueueParameters
   private let layout: RingLayout
   private let capacity: UInt32
   private let trusted: Bool
@@ -92,6 +94,8 @@ private final class FrontRingFuzzer {
   private var nextTag: UInt64 = 1
   /// Whether every answer so far was a true one, so that we know what is in flight.
   private var isHonest = true
+  private var isSuspended = false
+  private var gaveUp = false
 
   init?(_ input: inout FuzzInput) {
     arena.reset()
@@ -113,13 +117,15 @@ private final class FrontRingFuzzer {
     var options = FrontendOptions()
     options.maxSegments = shape & 16 != 0 ? 20 : 11
     options.poolPages = more & 2 != 0 ? 6 : 80
-    let parameters = QueueParameters(
+    var parameters = QueueParameters(
       backend: .dom0, handle: 0xCA10, abi: abi, maxSegments: min(options.maxSegments, options.poolPages / 3),
       sectorCount: Self.diskBytes / 512, sectorSize: more & 4 != 0 ? 4096 : 512, isReadOnly: false,
       flush: more & 8 != 0 ? .barrier : .flushCache, hasBarrier: true,
       discard: more & 16 != 0 ? DiscardLimits(granularity: 4096, alignment: 512, secure: false) : nil,
       trusted: trusted, copy: shape & 32 != 0 ? .bounce : .direct,
       grants: more & 32 != 0 ? .perRequest : .persistent, poolPages: options.poolPages)
+    parameters.keepsWrites = more & 64 != 0
+    self.parameters = parameters
     control = QueueControl(queue: 0) { _ in }
     let pool = GrantPool(sharing: arena, backend: .dom0, mode: parameters.grants, bound: parameters.poolPages)
     queue = BlockQueue(
@@ -229,12 +235,43 @@ private final class FrontRingFuzzer {
 
   private func news(_ input: inout FuzzInput) {
     switch input.below(8) {
-    case 0: control.tell { $0.failEverything = .shutdown }
+    case 0:
+      gaveUp = true
+      control.tell { $0.failEverything = .shutdown }
     case 1: control.tell { $0.refusal = .shutdown }
+    case 2:
+      // The backend has gone; a poll or many steps later there is another.
+      guard parameters.keepsWrites, !gaveUp else { return }
+      control.tell { $0.suspend = true }
+      isSuspended = true
+      if input.flag() { poll() }
+    case 3: if isSuspended, !gaveUp { link() }
     default:
       let sectors = UInt64(input.half()) & ~7
       control.tell { $0.sectorCount = sectors }
     }
+  }
+
+  /// Connects the queue to another backend, with pages that the first never saw.
+  private func link() {
+    guard let pages = try? arena.share(pages: ringPages.pageCount, with: .dom0, writable: true) else {
+      return
+    }
+    // The old ring is let go of before the new one comes.
+    poll()
+    ringPages = pages
+    let ring = FrontRing(pages: pages.baseAddress, pageCount: pages.pageCount, abi: parameters.abi)
+    seen = 0
+    responses = 0
+    published = []
+    isHonest = true
+    isSuspended = false
+    let pool = GrantPool(sharing: arena, backend: .dom0, mode: parameters.grants, bound: parameters.poolPages)
+    let link = QueueLink(
+      parameters: parameters, ring: ring, pool: pool, channels: channels, port: EventChannelPort(1),
+      ringPages: pages)
+    control.tell { $0.link = link }
+    poll()
   }
 
   // MARK: The backend
@@ -314,7 +351,9 @@ private final class FrontRingFuzzer {
       for index in 0..<lists {
         let reference = GrantRef(
           slot.loadUnaligned(fromByteOffset: layout.indirectReferences + index * 4, as: UInt32.self))
-        guard let list = arena.page(reference) else { violated("a list of segments is granted: \(reference)") }
+        guard let list = arena.page(reference) else {
+          violated("a list of segments is granted: \(reference)")
+        }
         pages.append(reference)
         for entry in 0..<min(count - index * 512, 512) {
           let segment = Segment(loading: list + entry * Segment.wireSize)
@@ -348,7 +387,9 @@ private final class FrontRingFuzzer {
     let end = (Int(segment.lastSector) + 1) * BlkIf.sectorSize
     for offset in end..<Page.size {
       let byte = page.load(fromByteOffset: offset, as: UInt8.self)
-      if byte != 0, byte != Self.scribble { violated("an untrusted backend sees nothing behind a write: \(offset)") }
+      if byte != 0, byte != Self.scribble {
+        violated("an untrusted backend sees nothing behind a write: \(offset)")
+      }
     }
   }
 }

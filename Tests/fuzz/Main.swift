@@ -35,6 +35,8 @@ enum Fuzz {
       exit(2)
     }
     target = chosen
+    // A server's closing of a connection is no reason to end.
+    signal(SIGPIPE, SIG_IGN)
     var count = CommandLine.argc
     var arguments = CommandLine.unsafeArgv
     exit(
@@ -48,6 +50,7 @@ enum Fuzz {
 
 /// Ends the process with a sentence, which libFuzzer reports together with the input.
 func violated(_ property: String) -> Never {
+  fflush(nil)
   say("PROPERTY VIOLATED: \(property)")
   abort()
 }

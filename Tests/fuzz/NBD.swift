@@ -130,7 +130,8 @@ private func serve(_ bytes: [UInt8], piece: Int, readOnly: Bool) {
       shutdown(client, Int32(SHUT_WR))
       _ = mailbox.post(.stop(deadline: 0))
     }
-    return false
+    // The loop may sleep if that will wake it.
+    return sent > 0 || isOver
   }
   var configuration = WorkerConfiguration()
   configuration.maximumSpinMicroseconds = 0
@@ -142,7 +143,8 @@ private func serve(_ bytes: [UInt8], piece: Int, readOnly: Bool) {
   _ = mailbox.post(.adopt(pair[1]))
   let loop = WorkerLoop(
     target: script, export: Export(name: "disk", description: "A disk", isReadOnly: readOnly),
-    configuration: configuration, mailbox: mailbox, counters: WorkerCounters(), limiter: limiter, events: events)
+    configuration: configuration, mailbox: mailbox, counters: WorkerCounters(), limiter: limiter,
+    events: events)
   let outcome = loop.run()
   guard outcome.abandonedOperations == 0 else { violated("every operation comes back") }
   close(client)

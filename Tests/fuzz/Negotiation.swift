@@ -20,12 +20,15 @@ func negotiation(_ input: inout FuzzInput) {
 
 /// Keys by number; one that nobody knows at the end.
 private let keys = [
-  Key.maxRingPageOrder, Key.maxRingPages, Key.multiQueueMaxQueues, Key.featureMaxIndirectSegments, Key.sectors,
-  Key.sectorSize, Key.physicalSectorSize, Key.info, Key.featureBarrier, Key.featureFlushCache, Key.featurePersistent,
+  Key.maxRingPageOrder, Key.maxRingPages, Key.multiQueueMaxQueues, Key.featureMaxIndirectSegments,
+  Key.sectors,
+  Key.sectorSize, Key.physicalSectorSize, Key.info, Key.featureBarrier, Key.featureFlushCache,
+  Key.featurePersistent,
   Key.featureDiscard, Key.discardGranularity, Key.discardAlignment, Key.discardSecure, Key.protocol,
   Key.ringPageOrder, Key.numRingPages, Key.multiQueueNumQueues, Key.ringRef, Key.ringRef(0), Key.ringRef(1),
   Key.ringRef(2), Key.ringRef(3), Key.eventChannel, Key.queue(0) + "/" + Key.ringRef,
-  Key.queue(0) + "/" + Key.eventChannel, Key.queue(1) + "/" + Key.ringRef, Key.queue(1) + "/" + Key.eventChannel,
+  Key.queue(0) + "/" + Key.eventChannel, Key.queue(1) + "/" + Key.ringRef,
+  Key.queue(1) + "/" + Key.eventChannel,
   "unknown",
 ]
 
@@ -100,15 +103,19 @@ private func frontendNodes(_ input: inout FuzzInput) {
 }
 
 private func stateMachine(_ input: inout FuzzInput) {
-  var machine = FrontendStateMachine()
-  func state(_ input: inout FuzzInput) -> XenbusState { XenbusState(rawValue: UInt8(input.below(9))) ?? .unknown }
+  var machine = FrontendStateMachine(reconnects: input.flag())
+  func state(_ input: inout FuzzInput) -> XenbusState {
+    XenbusState(rawValue: UInt8(input.below(9))) ?? .unknown
+  }
   let own = state(&input)
   var events: [FrontendStateMachine.Event] = [.started(own: own, backend: state(&input))]
   var isPublished = false
   while !events.isEmpty {
     let event = events.removeFirst()
     let actions = machine.handle(event)
-    guard actions.count <= 64 else { violated("an event leads to few actions: \(actions.count) for \(event)") }
+    guard actions.count <= 64 else {
+      violated("an event leads to few actions: \(actions.count) for \(event)")
+    }
     for action in actions {
       switch action {
       case .publish: isPublished = true
@@ -119,7 +126,15 @@ private func stateMachine(_ input: inout FuzzInput) {
       }
     }
     if input.isAtEnd { return }
-    switch input.below(8) {
+    switch input.below(14) {
+    case 8: events.append(.online(input.flag()))
+    case 9: events.append(.backendDied("d"))
+    case 10: events.append(.suspended)
+    case 11:
+      let own = state(&input)
+      events.append(.resumed(own: own, backend: state(&input)))
+    case 12: events.append(.reconnectExpired("r"))
+    case 13: events.append(.storeLost(XbdError(.system, "s")))
     case 0, 1: events.append(.backendState(state(&input)))
     case 2: events.append(.graceExpired)
     case 3: events.append(.timedOut)

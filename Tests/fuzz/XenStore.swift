@@ -25,7 +25,8 @@ private let secret = Array("TOP-SECRET".utf8)
 
 private let paths = [
   "/", "/a", "/a/b", "/a/b/c", "/local/domain/1", "/local/domain/1/data", "data", "data/x", "/secret",
-  "/secret/inner", "/shared", "/shared/x", "@releaseDomain", "@introduceDomain", "/local/domain/2/data", "/a//b",
+  "/secret/inner", "/shared", "/shared/x", "@releaseDomain", "@introduceDomain", "/local/domain/2/data",
+  "/a//b",
 ]
 
 private final class Client {
@@ -137,7 +138,9 @@ private final class XenStoreFuzzer {
     var rest = client.input[...]
     while rest.count >= XenStoreLimits.headerBytes {
       let header = rest.withUnsafeBytes { XenStoreHeader($0) }
-      guard header.byteCount <= XenStoreLimits.payloadBytes else { violated("a message has a bounded length") }
+      guard header.byteCount <= XenStoreLimits.payloadBytes else {
+        violated("a message has a bounded length")
+      }
       let end = XenStoreLimits.headerBytes + Int(header.byteCount)
       guard rest.count >= end else { break }
       let payload = rest.dropFirst(XenStoreLimits.headerBytes).prefix(Int(header.byteCount))
@@ -145,7 +148,8 @@ private final class XenStoreFuzzer {
         client.asked -= 1
         guard client.isRaw || client.asked >= 0 else { violated("a request is answered once") }
         let reply = Array(payload)
-        if header.type == XenStoreOperation.read.rawValue, !mayReadSecret, client.domain != 0, reply == secret {
+        if header.type == XenStoreOperation.read.rawValue, !mayReadSecret, client.domain != 0, reply == secret
+        {
           violated("a guest does not read what is not its own")
         }
       }

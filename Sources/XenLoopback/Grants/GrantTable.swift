@@ -26,6 +26,13 @@ extension DomainMemory {
     reference >= UInt32(DomainLayout.firstGrant) && reference < UInt32(DomainLayout.grantCount)
   }
 
+  /// The references that were ever given out; within the table whatever a process has written there.
+  var usedReferences: Range<UInt32> {
+    let first = UInt32(DomainLayout.firstGrant)
+    let end = header.grantHighWater.pointee.load(ordering: .acquiring)
+    return first..<min(max(end, first), UInt32(DomainLayout.grantCount))
+  }
+
   /// Checks a grant and counts a user of it, in one step.
   ///
   /// Cost: a load and a compare-and-exchange.

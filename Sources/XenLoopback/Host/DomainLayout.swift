@@ -159,7 +159,10 @@ struct PortEntry {
   }
   static func kind(_ state: UInt64) -> Kind { Kind(rawValue: state & 0xFF) ?? .free }
   static func domain(_ state: UInt64) -> UInt16 { UInt16(truncatingIfNeeded: state >> 16) }
-  static func port(_ state: UInt64) -> UInt32 { UInt32(truncatingIfNeeded: state >> 32) }
+  /// Within the table, whatever a process has written there.
+  static func port(_ state: UInt64) -> UInt32 {
+    UInt32(truncatingIfNeeded: state >> 32) & UInt32(DomainLayout.portCount - 1)
+  }
 }
 
 /// An event-channel handle: an eventfd that belongs to one process.

@@ -48,9 +48,7 @@ extension HostMachine {
   private func unshareEverything(_ join: HostJoin, _ domain: HostDomain) {
     let memory = domain.memory
     var free: [UInt32] = []
-    for reference in UInt32(
-      DomainLayout.firstGrant)..<memory.header.grantHighWater.pointee.load(ordering: .acquiring)
-    {
+    for reference in memory.usedReferences {
       let entry = memory.grant(reference)
       guard entry.word.pointee.load(ordering: .acquiring) & GrantEntry.permitAccess != 0,
         entry.owner.pointee.load(ordering: .relaxed) == join.number
@@ -71,8 +69,7 @@ extension HostMachine {
     let mark = GrantEntry.busy(by: join.number)
     for domain in domains.values {
       let memory = domain.memory
-      let end = memory.header.grantHighWater.pointee.load(ordering: .acquiring)
-      for reference in UInt32(DomainLayout.firstGrant)..<end
+      for reference in memory.usedReferences
       where memory.grant(reference).word.pointee.load(ordering: .acquiring) == mark {
         memory.free(reference, count: 1)
       }
@@ -80,7 +77,7 @@ extension HostMachine {
   }
 
   private func clear(_ offset: UInt32, of reference: UInt32, in memory: DomainMemory) {
-    guard offset < UInt32(Page.size) else { return }
+    guard offset < UInt32(Page.size), DomainMemory.isReference(reference) else { return }
     var zero: UInt8 = 0
     _ = pwrite(memory.pagesDescriptor.raw, &zero, 1, off_t(Int(reference) << Page.shift + Int(offset)))
   }
