@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# timeout: 300
+# Every profile of the reference backend: data go in and come out again, whichever of its features a backend has.
+# In one process (the backend on the frontend's thread) and in two (with events).
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+requires nbdcopy nbdinfo fio python3-libnbd
+
+profiles=${XBD_PROFILES:-linux-6.x linux-3.x qemu tapdisk freebsd netbsd mirage minimal}
+random_file "$dir/in" $((4 << 20))
+
+for profile in $profiles; do
+  for backend in ${XBD_BACKENDS:-reference process}; do
+    what="$profile, $backend"
+    serve "$dir/$profile-$backend.img" --size 16M --profile "$profile" --backend "$backend"
+    nbdcopy "$dir/in" "$uri" || fail "$what: nbdcopy in"
+    nbdcopy "$uri" "$dir/out" && cmp -n $((4 << 20)) "$dir/out" "$dir/in" || fail "$what: nbdcopy out"
+    (cd "$dir" && timeout 120 fio --name=verify --ioengine=nbd --uri="$uri" --rw=randwrite --bs=4k-128k \
+      --iodepth=16 --offset=4M --size=8M --verify=crc32c --do_verify=1 --minimal >fio.out 2>&1) ||
+      fail "$what: fio: $(cat "$dir/fio.out")"
+    case $profile in
+      mirage | minimal) flush=False ;;
+      *) flush=True ;;
+    esac
+    case $profile in
+      linux-6.x | linux-3.x | qemu) trim=True ;;
+      *) trim=False ;;
+    esac
+    libnbd "$flush" "$trim" "$profile" <<'PYTHON' || fail "$what: flush, trim, zero"
+import errno
+import sys
+
+from nbdtools import connect, nbd
+
+h = connect()
+assert str(h.can_flush()) == sys.argv[1], "flush"
+assert str(h.can_trim()) == sys.argv[2], "trim"
+place = 12 << 20
+h.pwrite(b"x" * 65536, place)
+if h.can_flush():
+    h.flush()
+if h.can_fua():
+    h.pwrite(b"y" * 512, place + 512, nbd.CMD_FLAG_FUA)
+    assert h.pread(512, place + 512) == b"y" * 512
+h.zero(8192, place + 8192)
+assert h.pread(8192, place + 8192) == bytes(8192)
+assert h.pread(512, place + 16384) == b"x" * 512
+if h.can_trim():
+    # A backend may find out only now that it cannot.
+    try:
+        h.trim(32768, place)
+    except nbd.Error as error:
+        assert error.errnum == errno.ENOTSUP and sys.argv[3] == "linux-3.x", error
+    assert h.pread(512, place + 32768) == b"x" * 512
+PYTHON
+    stop
+  done
+done
