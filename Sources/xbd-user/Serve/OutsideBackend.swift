@@ -6,6 +6,7 @@
 import ArgumentParser
 import Blkif
 import Glibc
+import XbdBack
 import XenLoopback
 import Xen
 
@@ -47,6 +48,7 @@ final class OutsideBackend {
     let exec = [own, "loopback", "exec", "--with-parent", host.directory, "--"]
     switch choice {
     case .reference, .process:
+      nodes.kind = storage.profile?.kind ?? nodes.kind
       child = try ChildCommand(
         [own, "backend", image, "--loopback", host.directory, "--device", "\(nodes.virtualDevice)"]
           + ["--max-queues", "\(queues)", "--with-parent"] + (readOnly ? ["--read-only"] : [])
@@ -107,7 +109,12 @@ final class OutsideBackend {
   ) throws {
     var left = seconds.map { Int($0 * 10) }
     var look = pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0)
-    while try store.read("\(path)/state") != "2" {
+    // A backend that stays at Initialising for its frontend has published its size by then.
+    func isReady() throws -> Bool {
+      let state = try store.read("\(path)/\(Key.state)")
+      return try state == "2" || state == "4" || store.read("\(path)/\(Key.sectors)") != nil
+    }
+    while try !isReady() {
       if let status = child?.exitStatus() {
         throw Failure("the backend ended with status \(status) before it served anything")
       }
