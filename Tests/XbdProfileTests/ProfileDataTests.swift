@@ -111,7 +111,8 @@ import XbdFront
     let statistics = pair.served.statistics
     let limit = BackendConfiguration.profile(profile).maxIndirectSegments
     // Never more than a backend takes, and no indirect request where 11 segments do.
-    #expect((statistics.indirects > 0) == (limit > 11), "\(statistics)")
+    // MirageOS's are not seen: it waits at Initialising, and the frontend goes on with defaults.
+    #expect((statistics.indirects > 0) == (limit > 11 && profile != .mirage), "\(statistics)")
     #expect(statistics.errors == 0)
   }
 

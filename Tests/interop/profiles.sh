@@ -58,3 +58,36 @@ PYTHON
     stop
   done
 done
+
+# Faults on purpose reach the client as what they are, and nothing else changes.
+serve memory:16M --fault error:write@1 --fault notsupported:flush@1+
+libnbd <<'PYTHON' || fail "faults"
+from nbdtools import connect, expect
+
+h = connect()
+with expect("EIO"):
+    h.pwrite(b"x" * 4096, 0)
+assert h.pread(4096, 0) == bytes(4096)
+h.pwrite(b"y" * 4096, 0)
+assert h.pread(4096, 0) == b"y" * 4096
+PYTHON
+stop
+serve memory:16M --fault delay=2:read@1/4 --fault late@1/3
+contains "the seed" "$(cat "$dir/server$servers.err")" "the faults' seed is"
+(cd "$dir" && timeout 120 fio --name=verify --ioengine=nbd --uri="$uri" --rw=randwrite --bs=4k-128k --iodepth=32 \
+  --size=8M --verify=crc32c --do_verify=1 --minimal >fio.out 2>&1) || fail "fio: $(cat "$dir/fio.out")"
+stop
+start dying "$XBD_USER" serve --loopback memory:16M --fault die:write@1 --socket "$dir/dying"
+pid=${started[-1]}
+await_uri dying
+libnbd <<'PYTHON' || true
+from nbdtools import connect
+
+connect().pwrite(b"x" * 4096, 0)
+PYTHON
+reap "$pid"
+expect "the status of a process that dies" "$status" 137
+
+# What makes no sense is said in one sentence.
+refused "no fault" "$XBD_USER" serve --loopback memory:1M --fault sometimes
+refused "512 bytes only" "$XBD_USER" serve --loopback memory:1M --profile netbsd --sector-size 4096
