@@ -93,6 +93,7 @@ public struct FaultPlan: Equatable, Sendable {
     self.init(faults, seed: seed)
   }
 
+  /// Whether the same goes wrong; a seed that nothing follows from makes no difference.
   public static func == (left: Self, right: Self) -> Bool {
     left.faults == right.faults && (!left.isRandom || left.seed == right.seed)
   }
