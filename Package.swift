@@ -183,6 +183,14 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
+    // The frontend against every profile of the reference backend, on the loopback.
+    .testTarget(
+      name: "XbdProfileTests",
+      dependencies: [
+        "XbdFront", "XbdBack", "XenLoopback", "Blkif", "Xen", "Platform",
+        .product(name: "Logging", package: "swift-log"),
+      ],
+      swiftSettings: strict),
   ],
   swiftLanguageModes: [.v6],
   cLanguageStandard: .gnu11

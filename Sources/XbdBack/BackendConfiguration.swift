@@ -22,14 +22,41 @@ public struct BackendConfiguration: Sendable {
     /// Copied by the hypervisor, as QEMU does; nothing is kept.
     case grantCopy
   }
-  /// When features are published.
-  public enum Publication: Sendable {
-    /// What concerns the ring before InitWait, the rest before Connected, as Linux does.
-    case split
-    /// All before InitWait, as FreeBSD does; the sizes appear with Connected.
-    case early
-    /// All only with Connected, as NetBSD does: the frontend sees defaults until then.
-    case late
+  /// What becomes of a request that a backend does not do.
+  public enum Refusal: Sendable {
+    /// ERROR.
+    case error
+    /// EOPNOTSUPP.
+    case notSupported
+    /// Nothing: it is never answered.
+    case unanswered
+  }
+  /// Through which states a backend goes to Connected.
+  public enum StateOrder: Sendable {
+    /// InitWait, then Connected once the frontend has published its ring.
+    case waits
+    /// Stays at Initialising until the frontend has published its ring.
+    case staysInitialising
+    /// InitWait and Connected at once, before there is a frontend; the ring is attached later, and nothing says so.
+    case connectsAtOnce
+  }
+  /// Where a ring of one page is looked for when the frontend has written `ring-page-order` = 0.
+  public enum SinglePage: Sendable {
+    /// In `ring-ref` or `ring-ref0`, whichever there is.
+    case either
+    /// In `ring-ref0` only, as for several pages.
+    case numbered
+    /// In `ring-ref` only.
+    case plain
+  }
+  /// How a new size is made known.
+  public enum SizeChange: Sendable {
+    /// `sectors` and the state again, in one transaction.
+    case atOnce
+    /// `sectors`, then the state again: the second is what counts.
+    case inTwoSteps
+    /// Not at all.
+    case silent
   }
   /// Who runs the queues.
   public enum Execution: Sendable {
@@ -72,16 +99,55 @@ public struct BackendConfiguration: Sendable {
   public var maxIndirectSegments = 256
   /// log2 of the ring's pages, at most; 0 to 4.
   public var maxRingPageOrder = 4
-  /// Publish `max-ring-pages` as well, the deprecated twin of `max-ring-page-order`.
-  public var publishMaxRingPages = false
   /// Queues, at most.
   public var maxQueues = 4
-  /// The layout when the frontend has written no `protocol`.
-  public var abiWhenMissing: ABI = .native
-  /// When features are published.
+  /// The layout when the frontend has written no `protocol`; nil refuses such a frontend.
+  public var abiWhenMissing: ABI? = .native
+  /// The layouts that are understood.
+  public var abis: Set<ABI> = Set(ABI.allCases)
+  /// Take a `protocol` that is none of them for the native one, rather than refuse the frontend.
+  public var unknownABIIsNative = false
+  /// Where the page of a ring of order 0 is looked for.
+  public var singlePage: SinglePage = .either
+  /// Read `ring-page-order` and `num-ring-pages`; a backend of single pages may not know that they exist.
+  public var readsRingPageOrder = true
+  /// Pages of segments that are read of an indirect request, at most; requests with more are refused.
+  public var maxIndirectPages = 8
+
+  // The handshake.
+  /// Which nodes are published, and when.
   public var publication: Publication = .split
+  /// Write 0 for a feature that is off, rather than no node.
+  public var publishesZeroes = true
+  /// Through which states it goes.
+  public var stateOrder: StateOrder = .waits
+  /// Begin again with a frontend that comes back after Closed; otherwise the device is over.
+  public var reconnects = true
+  /// Notify the frontend when the ring is attached, although there is no response.
+  public var notifiesWhenAttached = false
+  /// Say nothing when the frontend breaks the ring: no state, no error node.
+  public var haltsSilently = false
+  /// How a new size is made known.
+  public var sizeChange: SizeChange = .atOnce
+  /// Remove the nodes of both ends when the toolstack has taken the device away.
+  public var removesNodes = false
+
+  // Answers.
+  /// The answer to an operation that is unknown, or known and not offered.
+  public var unknownOperation: Refusal = .notSupported
+  /// The answer to a request that makes no sense.
+  public var malformedRequest: Refusal = .error
+  /// The answer to a write of a disk that may not be written.
+  public var readOnlyWrite: Refusal = .error
+  /// How long a request that makes no sense is slept over, in microseconds; the ring waits meanwhile.
+  public var refusalMicroseconds: UInt32 = 0
+  /// Show responses only when all requests that were taken together are done, and take none meanwhile.
+  public var answersWholeBatches = false
   /// Answer an indirect request with operation 6, as blkif.h can be read, instead of the operation inside.
   public var echoIndirectOperation = false
+
+  /// What goes wrong on purpose.
+  public var faults = FaultPlan()
 
   // What the disk can do.
   /// FLUSH_DISKCACHE.
@@ -90,7 +156,9 @@ public struct BackendConfiguration: Sendable {
   public var barrier: Support = .on
   /// DISCARD; off by itself when the storage cannot.
   public var discard: Support = .on
-  /// `discard-granularity` in bytes; nil takes the storage's.
+  /// Write 0 into the node of a feature that was answered EOPNOTSUPP (`Support.advertisedOnly`).
+  public var withdrawsFeatures = false
+  /// `discard-granularity` in bytes, 0 for "don't know"; nil takes the storage's.
   public var discardGranularity: Int?
   /// `discard-alignment` in bytes.
   public var discardAlignment = 0
@@ -102,6 +170,10 @@ public struct BackendConfiguration: Sendable {
   public var cdrom = false
   /// Say that the medium can be taken out.
   public var removable = false
+  /// Count `sectors` and a request's sector in units of `sectorSize`, as some did before blkif.h said 512 (2024).
+  public var countsInSectorSize = false
+  /// Serve only sectors of 512 bytes.
+  public var only512 = false
   /// The logical sector in bytes, 512 or 4,096; only lengths and alignments follow it, the wire stays at 512.
   public var sectorSize = 512
   /// The physical sector in bytes, a multiple of `sectorSize`; nil takes `sectorSize`.
@@ -134,8 +206,14 @@ public struct BackendConfiguration: Sendable {
       return "a queue keeps 0 to \(1 << 20) grants, not \(maxPersistentGrants)"
     case !(0...100).contains(purgePercent):
       return "\(purgePercent) is no percentage"
-    case (discardGranularity ?? 512) < 512 || discardAlignment < 0:
-      return "a discard granularity is at least 512 bytes, and an alignment not negative"
+    case !(discardGranularity ?? 512).isMultiple(of: 512) || (discardGranularity ?? 0) < 0
+      || discardAlignment < 0:
+      return "a discard granularity is 0 or a multiple of 512 bytes, and an alignment not negative"
+    case only512 && sectorSize != 512:
+      return "this kind of backend has sectors of 512 bytes only, not \(sectorSize)"
+    case !(1...BlkIf.maxIndirectPages).contains(maxIndirectPages):
+      return
+        "an indirect request has 1 to \(BlkIf.maxIndirectPages) pages of segments, not \(maxIndirectPages)"
     case publishInterval < 0:
       return "a publish interval is not negative"
     default:

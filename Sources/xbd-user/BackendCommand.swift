@@ -57,7 +57,7 @@ struct BackendCommand: ParsableCommand {
   var readOnly = false
 
   @Option(help: ArgumentHelp("Queues that the backend serves, each with a thread.", valueName: "n"))
-  var maxQueues = 4
+  var maxQueues: Int?
 
   @Flag(help: ArgumentHelp("End when whoever started this command ends.", visibility: .hidden))
   var withParent = false
@@ -80,14 +80,14 @@ struct BackendCommand: ParsableCommand {
         "say whose device it is: --frontend-domain with a number or name, or the backend's path in xenstore")
     }
     if let kind, kind.isEmpty || kind.contains("/") { throw ValidationError("--kind takes one name") }
-    guard (1...256).contains(maxQueues) else { throw ValidationError("--max-queues takes 1 to 256") }
+    guard (1...256).contains(maxQueues ?? 1) else { throw ValidationError("--max-queues takes 1 to 256") }
   }
 
   func run() throws {
     let signals = try Signals([SIGTERM, SIGINT, SIGHUP])
     if withParent { _ = cxen_end_with_parent(SIGTERM) }
     let logger = Log.start(verbosity: verbose)
-    let configuration = storage.configuration(readOnly: readOnly, queues: maxQueues)
+    let configuration = try storage.configuration(readOnly: readOnly, queues: maxQueues)
     let disk = try storage.open(image, readOnly: readOnly)
     let system = try system()
     let store = try system.openXenStore()
@@ -143,7 +143,7 @@ struct BackendCommand: ParsableCommand {
     }
     let frontend = try frontendDomain.map { try domain($0, store) } ?? loopbackFrontend
     // Linux loads blkback for every "vbd" in a domain with a kernel of its own.
-    let kind = kind ?? (loopback == nil ? "xbd" : "vbd")
+    let kind = kind ?? (loopback == nil ? "xbd" : storage.profile?.kind ?? "vbd")
     return DeviceDirectories(device: device, of: frontend, servedBy: own, kind: kind)
   }
 

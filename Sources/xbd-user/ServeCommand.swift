@@ -79,6 +79,13 @@ struct ServeCommand: ParsableCommand {
     guard device == nil || backend == .reference else {
       throw ValidationError("--backend is for an image with --loopback; a device has its backend")
     }
+    let isOurs = device == nil && (backend == .reference || backend == .process)
+    if let option = storage.behaviour.first, !isOurs {
+      throw ValidationError("\(option) is for the reference backend, which does not serve this device")
+    }
+    if storage.size != nil, device != nil {
+      throw ValidationError("--size is for an image with --loopback; a device has its size")
+    }
     guard (1...32760).contains(gntallocLimit) else {
       throw ValidationError("--gntalloc-limit takes 1 to 32760 pages")
     }
@@ -107,8 +114,8 @@ struct ServeCommand: ParsableCommand {
       let made = try EmbeddedLoopback(
         directory: directory.path + "/xen", image: loopback,
         storage: try storage.open(loopback, readOnly: readOnly),
-        configuration: storage.configuration(readOnly: readOnly, queues: frontend.queues),
-        pageLimit: gntallocLimit, logger: logger)
+        configuration: try storage.configuration(readOnly: readOnly, queues: frontend.queues),
+        kind: storage.profile?.kind ?? "vbd", pageLimit: gntallocLimit, logger: logger)
       embedded = made
       system = made.frontend
       name = String(EmbeddedLoopback.device.number)

@@ -26,12 +26,12 @@ import Xen
       case (.initialising, .closing) where !online:
         #expect(actions == [.disconnect, .announce, .remove])
       case (.initialising, _):
-        #expect(actions == [.disconnect, .offer] && machine.own == .initWait)
+        #expect(actions == [.disconnect, .offer(.initWait)] && machine.own == .initWait)
       case (.initialised, .connected), (.connected, .connected), (.initialised, .closing),
         (.connected, .closing):
         #expect(actions.isEmpty && machine.own == own)
       case (.initialised, .initialising), (.connected, .initialising):
-        #expect(actions == [.disconnect, .offer, .connect])
+        #expect(actions == [.disconnect, .offer(.initWait), .connect])
       case (.initialised, _), (.connected, _):
         #expect(actions == [.disconnect, .connect])
       case (.closing, .closing), (.closing, .closed):
@@ -81,7 +81,7 @@ import Xen
     _ = machine.frontend(.state(.initialising), online: true)
     #expect(machine.frontend(.missing, online: true) == [.disconnect, .announce])
     #expect(machine.own == .closed)
-    #expect(machine.frontend(.state(.initialising), online: true) == [.disconnect, .offer])
+    #expect(machine.frontend(.state(.initialising), online: true) == [.disconnect, .offer(.initWait)])
     #expect(machine.frontend(.missing, online: false) == [.disconnect, .announce, .remove])
   }
 
@@ -125,16 +125,18 @@ import Xen
   }
 
   @Test func featuresCanBePublishedEarlyOrLate() throws {
-    for publication in [BackendConfiguration.Publication.early, .late] {
+    for var publication in [Publication.early, .late] {
+      let isEarly = publication == .early
+      publication.initWait.append(contentsOf: isEarly ? [.ringPages] : [])
+      publication.connected.append(contentsOf: isEarly ? [] : [.ringPages])
       try withBackend { frontend, backend in
         _ = try backend.add(
           directory: TestFrontend.back, storage: try MemoryStorage(byteCount: 1 << 20),
           configuration: .colocated {
             $0.publication = publication
-            $0.publishMaxRingPages = true
           })
-        #expect((frontend.node("max-ring-pages") == "16") == (publication == .early))
-        #expect((frontend.node("feature-flush-cache") == "1") == (publication == .early))
+        #expect((frontend.node("max-ring-pages") == "16") == isEarly)
+        #expect((frontend.node("feature-flush-cache") == "1") == isEarly)
         try frontend.publish()
         #expect(eventually { frontend.backState == "4" })
         #expect(frontend.node("max-ring-pages") == "16")

@@ -16,7 +16,7 @@ import Xen
   func theRingOfADeadBackendIsNotTouched(left: XenbusState) {
     for frontend in [XenbusState.initialised, .connected] {
       var machine = XenbusMachine(takingOver: .state(left))
-      #expect(machine.frontend(.state(frontend), online: true) == [.offer])
+      #expect(machine.frontend(.state(frontend), online: true) == [.offer(.initWait)])
       #expect(machine.own == .initWait && machine.isAbandoned)
       #expect(machine.frontend(.state(.connected), online: true).isEmpty)
       // It begins again: from then on all is as usual.
@@ -34,7 +34,7 @@ import Xen
     }
     #expect(machine.own == .closing)
     #expect(machine.frontend(.state(.closed), online: true) == [.disconnect, .announce])
-    #expect(machine.frontend(.state(.initialising), online: true) == [.disconnect, .offer])
+    #expect(machine.frontend(.state(.initialising), online: true) == [.disconnect, .offer(.initWait)])
     #expect(machine.frontend(.state(.initialised), online: true) == [.disconnect, .connect])
     #expect(machine.patienceOver().isEmpty)
   }
@@ -42,7 +42,8 @@ import Xen
   @Test(arguments: [XenbusState.initialising, .initWait, .initialised, .closed])
   func aFrontendThatWaitsForABackendIsConnected(left: XenbusState) {
     var machine = XenbusMachine(takingOver: .state(left))
-    #expect(machine.frontend(.state(.initialised), online: true) == [.disconnect, .offer, .connect])
+    #expect(
+      machine.frontend(.state(.initialised), online: true) == [.disconnect, .offer(.initWait), .connect])
   }
 
   @Test func overXenstoreFeaturesAreOfferedAndThenTheFrontendIsAskedToClose() throws {

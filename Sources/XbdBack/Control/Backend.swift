@@ -151,8 +151,8 @@ public final class Backend: @unchecked Sendable {
 
   // MARK: For devices and queues
 
-  /// A frontend broke a ring; called from a queue's thread.
-  func ringBroke() { wakeUp.counter.signal() }
+  /// A queue has news; called from its thread.
+  func queueChanged() { wakeUp.counter.signal() }
 
   /// Ends the watches of a device; under the control lock.
   func forget(_ device: BackendDevice) {

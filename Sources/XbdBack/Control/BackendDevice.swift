@@ -26,18 +26,20 @@ public final class BackendDevice: @unchecked Sendable {
 
   let number: Int
   /// A cycle until the device is over.
-  private let backend: Backend
+  let backend: Backend
   private let nodes: DeviceNodes
   private let logger: Logger
   // Guarded by the control lock.
-  private var machine: XenbusMachine
-  private var queues: [ColocatedQueue] = []
+  private(set) var machine: XenbusMachine
+  private(set) var queues: [ColocatedQueue] = []
   private var past = BackendStatistics()
   private(set) var removed = false
   private var reportedViolation = false
+  private var withdrawn = Withdrawal()
   /// Until when a frontend may go on with the ring of a backend that died, in nanoseconds.
   private(set) var patience: UInt64?
   private let endsWithFrontend: Bool
+  private let faults: FaultInjector?
   private var claim: NameClaim?
 
   init(
@@ -65,8 +67,10 @@ public final class BackendDevice: @unchecked Sendable {
       discard: discardIsPossible && !readOnly ? configuration.discard : .off)
     claim = try Self.claim(directory, of: backend.system)
     machine = XenbusMachine(
-      takingOver: FrontendState(node: try backend.store.readBytes("\(directory)/\(Key.state)")))
+      takingOver: FrontendState(node: try backend.store.readBytes("\(directory)/\(Key.state)")), configuration
+    )
     self.endsWithFrontend = endsWithFrontend
+    faults = FaultInjector(configuration.faults)
     self.backend = backend
     self.number = number
     self.directory = directory
@@ -107,6 +111,22 @@ public final class BackendDevice: @unchecked Sendable {
     backend.control.withLock { queues.reduce(past) { $0 + $1.queue.statistics } }
   }
 
+  /// Waits until a frontend's queues are attached; some backends say that they are connected before they are.
+  ///
+  /// - Parameters:
+  ///   - count: how many queues.
+  ///   - milliseconds: the longest wait.
+  /// - Returns: whether they are.
+  public func waitForQueues(_ count: Int, milliseconds: UInt64) -> Bool {
+    let deadline = MonotonicClock.nanoseconds() + milliseconds * 1_000_000
+    return backend.control.withLock {
+      while queues.count < count {
+        if removed || !backend.control.wait(until: deadline) { return false }
+      }
+      return true
+    }
+  }
+
   /// A queue of the present connection, for the thread that owns the frontend's end of it.
   ///
   /// - Parameter index: 0 up to `queueCount`.
@@ -115,33 +135,6 @@ public final class BackendDevice: @unchecked Sendable {
   public func colocatedQueue(_ index: Int) -> ColocatedQueue? {
     guard configuration.execution == .colocated else { return nil }
     return backend.control.withLock { queues.indices.contains(index) ? queues[index] : nil }
-  }
-
-  /// Looks whether the storage's size was changed from outside, and tells the frontend.
-  public func refreshSize() throws(StorageError) {
-    try backend.control.withLock { () throws(StorageError) in
-      let before = storage.byteCount
-      if try storage.refreshByteCount() != before { publishSize() }
-    }
-  }
-
-  /// Makes the disk larger or smaller and tells the frontend.
-  ///
-  /// - Parameter byteCount: a multiple of the physical sector.
-  public func resize(to byteCount: UInt64) throws(StorageError) {
-    try backend.control.withLock { () throws(StorageError) in
-      let unit = configuration.physicalSectorSize ?? configuration.sectorSize
-      try StorageOptions.check(byteCount, multipleOf: unit, what: "\(storage)")
-      // Nobody may reach behind the end while it moves down.
-      if byteCount < storage.byteCount { setSectorCount(byteCount) }
-      do throws(StorageError) {
-        try storage.resize(to: byteCount)
-      } catch {
-        setSectorCount(storage.byteCount)
-        throw error
-      }
-      publishSize()
-    }
   }
 
   /// Ends the device: asks the frontend to close, waits for it, and lets go.
@@ -206,11 +199,21 @@ public final class BackendDevice: @unchecked Sendable {
     }
   }
 
-  /// Reports a ring that the frontend broke.
+  /// Reports a ring that the frontend broke, and takes back features that turned out not to work.
   func checkRings() {
-    guard !removed, !reportedViolation else { return }
+    guard !removed else { return }
+    let found = queues.reduce(into: Withdrawal()) { $0.formUnion($1.queue.withdrawn) }
+    if found != withdrawn {
+      for key in found.subtracting(withdrawn).keys { try? backend.store.write("\(directory)/\(key)", "0") }
+      withdrawn = found
+    }
+    guard !reportedViolation else { return }
     guard let violation = queues.lazy.compactMap({ $0.queue.violation }).first else { return }
     reportedViolation = true
+    if configuration.haltsSilently {
+      logger.error("the ring is halted: \(violation)")
+      return
+    }
     machine.failed()
     complain("the ring is halted: \(violation)")
   }
@@ -227,8 +230,9 @@ public final class BackendDevice: @unchecked Sendable {
     for action in actions {
       switch action {
       case .disconnect: disconnect()
-      case .offer: publish(nodes.beforeInitWait, .initWait)
-      case .connect: connect()
+      case .offer(let state): offer(state)
+      case .connect: connect(publishing: true)
+      case .attach: connect(publishing: false)
       case .announce: announce()
       case .complain(let sentence): complain(sentence)
       case .remove: remove()
@@ -236,7 +240,19 @@ public final class BackendDevice: @unchecked Sendable {
     }
   }
 
-  private func connect() {
+  private func offer(_ state: XenbusState) {
+    let publication = configuration.publication
+    let features =
+      switch state {
+      case .initialising: publication.initialising
+      case .connected: publication.connected
+      // Whoever saw nothing at Initialising finds it here.
+      default: publication.initialising + publication.initWait
+      }
+    publish(nodes.nodes(features), state)
+  }
+
+  private func connect(publishing: Bool) {
     do throws(XenError) {
       let offered = try FrontendParameters(
         from: backend.store, directory: frontendDirectory, configuration: configuration)
@@ -244,13 +260,13 @@ public final class BackendDevice: @unchecked Sendable {
         frontend: frontend, abi: offered.abi,
         persistent: offered.persistent && configuration.persistentGrants && configuration.dataPath == .map,
         configuration: configuration, readOnly: nodes.readOnly, discard: nodes.discard,
-        secureDiscard: nodes.secureDiscard)
+        secureDiscard: nodes.secureDiscard, faults: faults)
       let sectors = DeviceNodes.sectorCount(storage.byteCount, configuration)
       for ring in offered.rings {
         let queue = try BackendQueue(
           system: backend.system, transport: ring, parameters: parameters, storage: storage,
           sectorCount: sectors,
-          workers: backend.workers, violated: { [weak backend] in backend?.ringBroke() })
+          workers: backend.workers, changed: { [weak backend] in backend?.queueChanged() })
         queues.append(ColocatedQueue(queue))
       }
       if configuration.execution == .ownThread {
@@ -262,10 +278,15 @@ public final class BackendDevice: @unchecked Sendable {
           }
         }
       }
+      if configuration.notifiesWhenAttached {
+        for queue in queues { queue.queue.notifyFrontend() }
+      }
       machine.connected()
       // An earlier complaint is over before the frontend hears that it is connected.
       try? backend.store.remove(errorNode)
-      try write(nodes.withConnected)
+      if publishing {
+        try write(nodes.nodes(configuration.publication.connected), .connected)
+      }
       logger.info(
         "connected: \(offered.rings.count) queue(s) of \(offered.rings[0].references.count) page(s), \(offered.abi.rawValue)\(parameters.persistent ? ", persistent grants" : "")"
       )
@@ -284,6 +305,7 @@ public final class BackendDevice: @unchecked Sendable {
     }
     queues = []
     reportedViolation = false
+    withdrawn = []
     backend.control.signalAll()
   }
 
@@ -291,35 +313,26 @@ public final class BackendDevice: @unchecked Sendable {
     guard !removed else { return }
     removed = true
     claim = nil
+    if configuration.removesNodes, (try? online()) == false {
+      try? backend.store.remove(frontendDirectory)
+      try? backend.store.remove(directory)
+    }
     backend.forget(self)
     backend.control.signalAll()
     logger.info("removed")
   }
 
-  private func setSectorCount(_ byteCount: UInt64) {
-    let sectors = DeviceNodes.sectorCount(byteCount, configuration)
-    for queue in queues { queue.queue.setSectorCount(sectors) }
-  }
-
-  /// The size first, then the state again: its watch is what tells the frontend (blkif.h; Linux xen_vbd_resize).
-  private func publishSize() {
-    setSectorCount(storage.byteCount)
-    guard machine.own == .connected else { return }
-    publish(
-      [(Key.sectors, String(DeviceNodes.sectorCount(storage.byteCount, configuration)))], .connected)
-  }
-
-  private func publish(_ list: [(String, String)], _ state: XenbusState) {
+  func publish(_ list: [(String, String)], _ state: XenbusState) {
     do throws(XenError) {
-      try write(list)
+      try write(list, state)
     } catch {
       logger.error("cannot publish state \(state): \(error)")
     }
   }
 
-  /// Writes nodes and the machine's state, all at once.
-  private func write(_ list: [(String, String)]) throws(XenError) {
-    let state = String(machine.own.rawValue)
+  /// Writes nodes and a state, all at once.
+  private func write(_ list: [(String, String)], _ state: XenbusState) throws(XenError) {
+    let state = String(state.rawValue)
     let directory = directory
     try backend.store.transaction { (transaction) throws(XenError) in
       for (key, value) in list { try transaction.write("\(directory)/\(key)", value) }
@@ -327,7 +340,7 @@ public final class BackendDevice: @unchecked Sendable {
     }
   }
 
-  private func announce() { publish([], machine.own) }
+  func announce() { publish([], machine.own) }
 
   /// Linux's place for what went wrong: `error/<device>/error` in the backend's own domain.
   private var errorNode: String {

@@ -19,76 +19,68 @@ struct DeviceNodes {
     return byteCount / unit * unit / UInt64(BlkIf.sectorSize)
   }
 
+  /// The size as the `sectors` node has it.
+  static func publishedSize(_ byteCount: UInt64, _ configuration: BackendConfiguration) -> String {
+    let sectors = sectorCount(byteCount, configuration)
+    guard configuration.countsInSectorSize else { return String(sectors) }
+    return String(sectors / UInt64(configuration.sectorSize / BlkIf.sectorSize))
+  }
+
   var secureDiscard: Bool {
     discard != .off && configuration.secureDiscard && storage.canDiscardSecurely
   }
 
-  /// What concerns the ring.
-  var transport: [(String, String)] {
-    var nodes: [(String, String)] = []
-    if configuration.maxRingPageOrder > 0 {
-      nodes.append((Key.maxRingPageOrder, String(configuration.maxRingPageOrder)))
-      if configuration.publishMaxRingPages {
-        nodes.append((Key.maxRingPages, String(1 << configuration.maxRingPageOrder)))
-      }
-    }
-    if configuration.maxQueues > 1 {
-      nodes.append((Key.multiQueueMaxQueues, String(configuration.maxQueues)))
-    }
-    if configuration.maxIndirectSegments > 0 {
-      nodes.append((Key.featureMaxIndirectSegments, String(configuration.maxIndirectSegments)))
-    }
-    return nodes
+  /// What is written before the frontend has published anything.
+  func nodes(_ features: [Publication.Feature]) -> [(String, String)] {
+    features.flatMap { nodes($0) }
   }
 
-  /// What the disk and the data path can do.
-  var features: [(String, String)] {
-    func flag(_ support: BackendConfiguration.Support) -> String { support == .off ? "0" : "1" }
-    let persistent = configuration.persistentGrants && configuration.dataPath == .map
-    var nodes = [
-      (Key.featurePersistent, persistent ? "1" : "0"),
-      (Key.featureFlushCache, flag(configuration.flush)),
-      (Key.featureBarrier, flag(configuration.barrier)),
-      (Key.featureDiscard, flag(discard)),
+  private func nodes(_ feature: Publication.Feature) -> [(String, String)] {
+    let order = configuration.maxRingPageOrder
+    switch feature {
+    case .ringPageOrder: return order > 0 ? [(Key.maxRingPageOrder, String(order))] : []
+    case .ringPages: return order > 0 ? [(Key.maxRingPages, String(1 << order))] : []
+    case .queues:
+      return configuration.maxQueues > 1 ? [(Key.multiQueueMaxQueues, String(configuration.maxQueues))] : []
+    case .indirect:
+      let segments = configuration.maxIndirectSegments
+      return segments > 0 ? [(Key.featureMaxIndirectSegments, String(segments))] : []
+    case .persistent:
+      return flag(Key.featurePersistent, configuration.persistentGrants && configuration.dataPath == .map)
+    case .flush: return flag(Key.featureFlushCache, configuration.flush != .off)
+    case .barrier: return flag(Key.featureBarrier, configuration.barrier != .off)
+    case .discard: return flag(Key.featureDiscard, discard != .off) + discardLimits
+    case .size: return [(Key.sectors, Self.publishedSize(storage.byteCount, configuration))]
+    case .info: return [(Key.info, String(info.rawValue))]
+    case .sectorSize: return [(Key.sectorSize, String(configuration.sectorSize))]
+    case .physicalSectorSize:
+      return [(Key.physicalSectorSize, String(configuration.physicalSectorSize ?? configuration.sectorSize))]
+    }
+  }
+
+  private func flag(_ key: String, _ isOn: Bool) -> [(String, String)] {
+    isOn ? [(key, "1")] : configuration.publishesZeroes ? [(key, "0")] : []
+  }
+
+  private var discardLimits: [(String, String)] {
+    guard discard != .off else { return [] }
+    var granularity = configuration.discardGranularity ?? storage.discardGranularity ?? 0
+    if granularity > 0 || configuration.discardGranularity == nil {
+      granularity = max(granularity, configuration.sectorSize)
+    }
+    return [
+      (Key.discardGranularity, String(granularity)),
+      (Key.discardAlignment, String(configuration.discardAlignment)),
     ]
-    if discard != .off {
-      let granularity = configuration.discardGranularity ?? storage.discardGranularity ?? 0
-      nodes.append((Key.discardGranularity, String(max(granularity, configuration.sectorSize))))
-      nodes.append((Key.discardAlignment, String(configuration.discardAlignment)))
-      nodes.append((Key.discardSecure, secureDiscard ? "1" : "0"))
-    }
-    return nodes
+      + (configuration.secureDiscard || configuration.publishesZeroes
+        ? flag(Key.discardSecure, secureDiscard) : [])
   }
 
-  /// What the disk is.
-  var properties: [(String, String)] {
+  private var info: DiskInfo {
     var info: DiskInfo = []
     if configuration.cdrom { info.insert(.cdrom) }
     if configuration.removable { info.insert(.removable) }
     if readOnly { info.insert(.readOnly) }
-    return [
-      (Key.sectors, String(Self.sectorCount(storage.byteCount, configuration))),
-      (Key.info, String(info.rawValue)),
-      (Key.sectorSize, String(configuration.sectorSize)),
-      (Key.physicalSectorSize, String(configuration.physicalSectorSize ?? configuration.sectorSize)),
-    ]
-  }
-
-  /// What is written before InitWait.
-  var beforeInitWait: [(String, String)] {
-    switch configuration.publication {
-    case .split: transport
-    case .early: transport + features
-    case .late: []
-    }
-  }
-
-  /// What is written with Connected.
-  var withConnected: [(String, String)] {
-    switch configuration.publication {
-    case .split: features + properties
-    case .early: properties
-    case .late: transport + features + properties
-    }
+    return info
   }
 }

@@ -29,27 +29,35 @@ struct FrontendParameters: Equatable {
     from store: any XenStoreOperations, directory: String, configuration: BackendConfiguration
   ) throws(XenError) {
     let reader = NodeReader(store: store, directory: directory)
-    if let name = try reader.text(Key.protocol) {
-      guard let abi = ABI(rawValue: name) else {
-        throw reader.complaint(
-          Key.protocol, "\"\(name)\" is none of \(ABI.allCases.map(\.rawValue).joined(separator: ", "))")
-      }
-      self.abi = abi
-    } else {
-      abi = configuration.abiWhenMissing
-    }
+    abi = try Self.abi(reader, configuration)
     persistent = try reader.number(Key.featurePersistent, in: 0...1) == 1
     let queues = try reader.number(Key.multiQueueNumQueues, in: 1...UInt64(configuration.maxQueues)) ?? 1
-    let pages = try Self.pageCount(reader, maxOrder: configuration.maxRingPageOrder)
+    let pages =
+      configuration.readsRingPageOrder
+      ? try Self.pageCount(reader, maxOrder: configuration.maxRingPageOrder) : nil
     if queues == 1 {
-      rings = [try Self.ring(reader, pages)]
+      rings = [try Self.ring(reader, pages, configuration.singlePage)]
     } else {
       rings = []
       for index in 0..<Int(queues) {
         rings.append(
-          try Self.ring(NodeReader(store: store, directory: "\(directory)/\(Key.queue(index))"), pages))
+          try Self.ring(
+            NodeReader(store: store, directory: "\(directory)/\(Key.queue(index))"), pages,
+            configuration.singlePage))
       }
     }
+  }
+
+  private static func abi(_ reader: NodeReader, _ configuration: BackendConfiguration) throws(XenError) -> ABI
+  {
+    guard let name = try reader.text(Key.protocol) else {
+      if let abi = configuration.abiWhenMissing { return abi }
+      throw reader.complaint(Key.protocol, "it is missing")
+    }
+    if let abi = ABI(rawValue: name), configuration.abis.contains(abi) { return abi }
+    if configuration.unknownABIIsNative { return .native }
+    let known = ABI.allCases.filter { configuration.abis.contains($0) }.map(\.rawValue)
+    throw reader.complaint(Key.protocol, "\"\(name)\" is none of \(known.joined(separator: ", "))")
   }
 
   /// The ring's pages; nil for one page in the single form of the node.
@@ -65,12 +73,18 @@ struct FrontendParameters: Equatable {
     return order.map { 1 << Int($0) } ?? pages.map { Int($0) }
   }
 
-  private static func ring(_ reader: NodeReader, _ pages: Int?) throws(XenError) -> RingTransport {
+  private static func ring(
+    _ reader: NodeReader, _ pages: Int?, _ singlePage: BackendConfiguration.SinglePage
+  ) throws(XenError) -> RingTransport {
     let references = UInt64(UInt32.min)...UInt64(UInt32.max)
     let port = try reader.required(Key.eventChannel, in: 1...UInt64(UInt32.max))
     var list: [GrantRef] = []
     // Frontends write one page as `ring-ref`, with an order of 0 some as `ring-ref0`.
-    if (pages ?? 1) == 1, let single = try reader.number(Key.ringRef, in: references) {
+    if singlePage == .plain, pages == 1 {
+      list.append(GrantRef(UInt32(try reader.required(Key.ringRef, in: references))))
+    } else if (pages ?? 1) == 1, singlePage != .numbered || pages == nil,
+      let single = try reader.number(Key.ringRef, in: references)
+    {
       list.append(GrantRef(UInt32(single)))
     } else if let pages {
       for page in 0..<pages {

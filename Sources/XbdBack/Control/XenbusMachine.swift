@@ -38,10 +38,12 @@ struct XenbusMachine: Equatable {
   enum Action: Equatable {
     /// Let go of the rings, if there are any.
     case disconnect
-    /// Publish the features and go to InitWait.
-    case offer
+    /// Publish what belongs to a state before a frontend is attached, and write that state.
+    case offer(XenbusState)
     /// Read what the frontend has published, attach, publish the sizes and go to Connected; failing that, complain.
     case connect
+    /// Attach, and publish nothing: the backend is at Connected already.
+    case attach
     /// Write the state that the machine is in now.
     case announce
     /// Write the sentence to the device's error node and go to Closing.
@@ -50,8 +52,14 @@ struct XenbusMachine: Equatable {
     case remove
   }
 
+  /// Through which states it goes.
+  let order: BackendConfiguration.StateOrder
+  /// Whether a frontend may come back after Closed.
+  let reconnects: Bool
   /// What this end's `state` node says.
   private(set) var own: XenbusState = .initialising
+  private var hasOffered = false
+  private var isAttached = false
   private var frontendWasSeen = false
   /// The ring that the frontend has published is that of a backend that died.
   ///
@@ -60,13 +68,20 @@ struct XenbusMachine: Equatable {
   private(set) var isAbandoned = false
 
   /// - Parameter own: where it begins.
-  init(own: XenbusState = .initialising) { self.own = own }
+  init(own: XenbusState = .initialising) {
+    self.own = own
+    order = .waits
+    reconnects = true
+  }
 
   /// A device whose nodes an earlier backend may have left behind.
   ///
-  /// - Parameter left: what our `state` node said before we looked after it.
-  init(takingOver left: FrontendState) {
-    own = .initialising
+  /// - Parameters:
+  ///   - left: what our `state` node said before we looked after it.
+  ///   - configuration: through which states it goes.
+  init(takingOver left: FrontendState, _ configuration: BackendConfiguration = BackendConfiguration()) {
+    order = configuration.stateOrder
+    reconnects = configuration.reconnects
     switch left {
     case .state(.connected), .state(.closing): isAbandoned = true
     default: break
@@ -100,21 +115,34 @@ struct XenbusMachine: Equatable {
       isAbandoned = false
       switch own {
       case .initWait: return []
+      case .initialising where order != .waits: return offerAlone()
+      case .connected where order == .connectsAtOnce && !isAttached: return []
       // The toolstack closes the device while nobody is on the other side.
       case .closing where !online: return close(online: false)
       case .closed where !online: return [.remove]
       default:
         own = .initWait
-        return [.disconnect, .offer]
+        return [.disconnect, .offer(.initWait)]
       }
     case .initialised where isAbandoned, .connected where isAbandoned:
       guard own == .initialising else { return [] }
       own = .initWait
-      return [.offer]
+      return [.offer(.initWait)]
     case .initialised, .connected:
       switch own {
+      case .connected where order == .connectsAtOnce && !isAttached:
+        isAttached = true
+        return [.attach]
       case .connected, .closing: return []
-      case .initialising: return [.disconnect, .offer, .connect]
+      case .initialising where order == .connectsAtOnce:
+        let offers = offerAlone()
+        isAttached = true
+        return offers + [.attach]
+      case .initialising where order == .staysInitialising:
+        return [.disconnect] + offerAlone() + [.connect]
+      case .initialising:
+        own = .initWait
+        return [.disconnect, .offer(.initWait), .connect]
       default: return [.disconnect, .connect]
       }
     case .closing:
@@ -129,6 +157,15 @@ struct XenbusMachine: Equatable {
     }
   }
 
+  /// What a backend does that does not wait at InitWait.
+  private mutating func offerAlone() -> [Action] {
+    if hasOffered { return [] }
+    hasOffered = true
+    guard order == .connectsAtOnce else { return [.offer(.initialising)] }
+    own = .connected
+    return [.offer(.initWait), .offer(.connected)]
+  }
+
   private mutating func reject(_ sentence: String) -> [Action] {
     if own == .closing || own == .closed { return [] }
     own = .closing
@@ -138,7 +175,8 @@ struct XenbusMachine: Equatable {
   private mutating func close(online: Bool) -> [Action] {
     let was = own
     own = .closed
-    let end: [Action] = online ? [] : [.remove]
+    isAttached = false
+    let end: [Action] = online && reconnects ? [] : [.remove]
     return was == .closed ? end : [.disconnect, .announce] + end
   }
 
@@ -150,11 +188,14 @@ struct XenbusMachine: Equatable {
     )
   }
 
-  /// What became of `.connect`.
+  /// What became of `.connect` or `.attach`.
   mutating func connected() { own = .connected }
 
   /// `.connect`, or something later, failed.
-  mutating func failed() { own = .closing }
+  mutating func failed() {
+    own = .closing
+    isAttached = false
+  }
 
   /// The device is ended from here.
   mutating func end() -> [Action] { close(online: false) }

@@ -18,6 +18,8 @@ final class BackendQueue: @unchecked Sendable {
   /// Initialised until `detach`; guarded by `monitor`.
   private let engine: UnsafeMutablePointer<QueueEngine>
   private var isAttached = true
+  /// What of the engine's `withdrawn` the control thread was told.
+  private var reported = Withdrawal()
   private var lastStatistics = BackendStatistics()
 
   private let grants: any GrantMapping
@@ -28,8 +30,9 @@ final class BackendQueue: @unchecked Sendable {
   private let notifies: Bool
   private let pollNanoseconds: UInt64
   private let slow: SlowLane
-  private let violated: @Sendable () -> Void
+  private let changed: @Sendable () -> Void
   private let brokenBy = Mutex<RingViolation?>(nil)
+  private let withdrawal = Mutex(Withdrawal())
   private let stop: StopSignal
   private let thread = Mutex<DedicatedThread?>(nil)
 
@@ -44,11 +47,11 @@ final class BackendQueue: @unchecked Sendable {
   ///
   /// - Parameters:
   ///   - transport: the references and the port.
-  ///   - violated: called, at most once and with no lock held, when the frontend breaks the ring.
+  ///   - changed: called with no lock held when `violation` or `withdrawn` has changed.
   /// - Throws: one sentence; nothing stays mapped or bound.
   init(
     system: any XenSystem, transport: RingTransport, parameters: QueueParameters, storage: any Storage,
-    sectorCount: UInt64, workers: StorageWorkers, violated: @escaping @Sendable () -> Void
+    sectorCount: UInt64, workers: StorageWorkers, changed: @escaping @Sendable () -> Void
   ) throws(XenError) {
     let grants = try system.openGrantMapping()
     let channels = try system.openEventChannels()
@@ -65,7 +68,7 @@ final class BackendQueue: @unchecked Sendable {
     engine = .allocate(capacity: 1)
     self.grants = grants
     self.channels = channels
-    self.violated = violated
+    self.changed = changed
     ringBase = base
     ringPageCount = transport.references.count
     notifies = parameters.configuration.execution == .ownThread
@@ -106,6 +109,9 @@ final class BackendQueue: @unchecked Sendable {
   /// How the frontend broke the ring.
   var violation: RingViolation? { brokenBy.withLock { $0 } }
 
+  /// What was answered EOPNOTSUPP although it was offered.
+  var withdrawn: Withdrawal { withdrawal.withLock { $0 } }
+
   /// What was done so far; the last figures once detached.
   var statistics: BackendStatistics {
     monitor.withLock { isAttached ? current() : lastStatistics }
@@ -121,6 +127,7 @@ final class BackendQueue: @unchecked Sendable {
   /// - Returns: whether a request was taken or answered.
   func run() -> Bool {
     var broken: RingViolation?
+    var withdrawn = Withdrawal()
     let didSomething = monitor.withLock { () -> Bool in
       guard isAttached else { return false }
       let already = engine.pointee.violation != nil
@@ -130,12 +137,15 @@ final class BackendQueue: @unchecked Sendable {
         if notifies { notify() }
       }
       if !already { broken = engine.pointee.violation }
+      if engine.pointee.withdrawn != reported {
+        withdrawn = engine.pointee.withdrawn
+        reported = withdrawn
+      }
       return didSomething
     }
-    if let broken {
-      brokenBy.withLock { $0 = broken }
-      violated()
-    }
+    if let broken { brokenBy.withLock { $0 = broken } }
+    if !withdrawn.isEmpty { withdrawal.withLock { $0 = withdrawn } }
+    if broken != nil || !withdrawn.isEmpty { changed() }
     return didSomething
   }
 
@@ -149,6 +159,9 @@ final class BackendQueue: @unchecked Sendable {
     let started = try DedicatedThread(name: name) { [self] in serve(box) }
     thread.withLock { $0 = started }
   }
+
+  /// Tells the frontend that there is something, although there is not.
+  func notifyFrontend() { monitor.withLock { notify() } }
 
   /// Ends the thread, waits for the workers, and lets go of every page and the port.
   ///

@@ -26,8 +26,23 @@ struct PendingRequest {
   var useCount = 0
   /// Mappings made for this request.
   var transientCount = 0
+  /// What goes wrong with it on purpose.
+  var fault = SlotFault.none
   /// The data lie in the slot's staging memory (grant copy).
   var isStaged = false
+}
+
+/// What goes wrong with a request that is in work, in one word.
+struct SlotFault: Equatable {
+  let rawValue: UInt32
+  static let none = SlotFault(rawValue: 0)
+  static let late = SlotFault(rawValue: .max)
+  static let drop = SlotFault(rawValue: .max - 1)
+  /// Done by a worker after so many milliseconds.
+  static func delay(_ milliseconds: UInt32) -> SlotFault { SlotFault(rawValue: milliseconds) }
+
+  /// Milliseconds to sleep first.
+  var delay: UInt32 { self == .late || self == .drop ? 0 : rawValue }
 }
 
 /// A mapping made for one request.

@@ -13,6 +13,7 @@ extension QueueEngine {
   /// - Parameter request: the private copy; every field can be anything.
   @inline(__always)
   mutating func handle(_ request: WireRequest) {
+    if parameters.faults != nil, isSpoilt(request) { return }
     switch BlockOperation(rawValue: request.operation) {
     case .read:
       statistics.reads &+= 1
@@ -32,7 +33,7 @@ extension QueueEngine {
     case .indirect:
       indirect(request)
     case nil:
-      answer(id: request.id, operation: request.operation, .notSupported)
+      refuse(request, parameters.configuration.unknownOperation)
     }
   }
 
@@ -47,7 +48,9 @@ extension QueueEngine {
 
   private mutating func flush(_ request: WireRequest) {
     let count = request.segmentCount
-    guard parameters.configuration.flush == .on else { return refuse(request, .notSupported) }
+    guard parameters.configuration.flush == .on else {
+      return cannot(request, parameters.configuration.flush, .flush)
+    }
     guard count <= BlkIf.maxDirectSegments else { return refuse(request) }
     let slot = prepare(request)
     pending.slots[Int(slot)].flushBefore = true
@@ -59,14 +62,16 @@ extension QueueEngine {
 
   private mutating func barrier(_ request: WireRequest) {
     let count = request.segmentCount
-    guard parameters.configuration.barrier == .on else { return refuse(request, .notSupported) }
+    guard parameters.configuration.barrier == .on else {
+      return cannot(request, parameters.configuration.barrier, .barrier)
+    }
     guard count <= BlkIf.maxDirectSegments else { return refuse(request) }
     let slot = prepare(request)
     pending.slots[Int(slot)].flushBefore = true
     if count > 0 {
       loadDirect(request, slot, count)
       guard check(slot, .write, sector: request.sector, segmentCount: count), map(slot, .write) else {
-        return fail(slot)
+        return fail(slot, .write)
       }
       pending.slots[Int(slot)].flushAfter = true
     }
@@ -74,14 +79,14 @@ extension QueueEngine {
   }
 
   private mutating func discard(_ request: WireRequest) {
-    guard parameters.discard == .on else { return refuse(request, .notSupported) }
-    let sector = request.sector
+    guard parameters.discard == .on else { return cannot(request, parameters.discard, .discard) }
     let count = request.discardSectorCount
+    guard let sector = firstSector(request.sector) else { return refuse(request) }
     let (end, overflow) = sector.addingReportingOverflow(count)
     guard !parameters.readOnly, !overflow, end <= sectorCount, (sector | count) & sectorMask == 0 else {
       return refuse(request)
     }
-    guard count > 0 else { return refuse(request, .okay) }
+    guard count > 0 else { return answer(id: request.id, operation: request.operation, .okay) }
     let secure = parameters.secureDiscard && request.discardFlag & 1 != 0
     let slot = prepare(request)
     pending.slots[Int(slot)].hasBody = true
@@ -93,7 +98,7 @@ extension QueueEngine {
 
   private mutating func indirect(_ request: WireRequest) {
     let limit = parameters.configuration.maxIndirectSegments
-    guard limit > 0 else { return refuse(request, .notSupported) }
+    guard limit > 0 else { return refuse(request, parameters.configuration.unknownOperation) }
     let inner = request.indirectOperation
     let count = request.indirectSegmentCount
     statistics.indirects &+= 1
@@ -106,15 +111,16 @@ extension QueueEngine {
       operation = .write
       statistics.writes &+= 1
     default:
-      return answer(id: request.id, operation: responseOperation(of: request), .error)
+      return refuse(request, parameters.configuration.malformedRequest, responseOperation(of: request))
     }
-    guard count > 0, count <= limit else {
-      return answer(id: request.id, operation: responseOperation(of: request), .error)
+    let pages = BlkIf.indirectPages(forSegments: count)
+    guard count > 0, count <= limit, pages <= parameters.configuration.maxIndirectPages else {
+      return refuse(request, parameters.configuration.malformedRequest, responseOperation(of: request))
     }
     let sector = request.sector
     let slot = prepare(request)
     pending.slots[Int(slot)].responseOperation = responseOperation(of: request)
-    guard loadIndirect(request, slot, count) else { return fail(slot) }
+    guard loadIndirect(request, slot, count) else { return fail(slot, operation) }
     transfer(slot, operation, sector: sector, segmentCount: count)
   }
 
@@ -123,17 +129,85 @@ extension QueueEngine {
     parameters.configuration.echoIndirectOperation ? request.operation : request.indirectOperation
   }
 
+  // MARK: Faults
+
+  /// Lets something go wrong, if its time has come.
+  ///
+  /// - Returns: whether that is all that happens to the request.
+  private mutating func isSpoilt(_ request: WireRequest) -> Bool {
+    let outer = BlockOperation(rawValue: request.operation)
+    let isIndirect = outer == .indirect
+    let operation = isIndirect ? BlockOperation(rawValue: request.indirectOperation) : outer
+    let echo = isIndirect ? responseOperation(of: request) : request.operation
+    nextFault = .none
+    switch parameters.faults?.next(operation) {
+    case nil: return false
+    case .error: answer(id: request.id, operation: echo, .error)
+    case .notSupported: answer(id: request.id, operation: echo, .notSupported)
+    case .stop: isStopped = true
+    case .die: kill(getpid(), SIGKILL)
+    case .delay(let milliseconds):
+      nextFault = .delay(milliseconds)
+      return false
+    case .late:
+      nextFault = .late
+      return false
+    case .drop:
+      nextFault = .drop
+      return false
+    }
+    return true
+  }
+
   // MARK: Steps
 
-  /// Answers a request that was never begun.
-  private mutating func refuse(_ request: WireRequest, _ status: ResponseStatus = .error) {
-    answer(id: request.id, operation: request.operation, status)
+  /// Answers a request that makes no sense and was never begun.
+  private mutating func refuse(_ request: WireRequest) {
+    refuse(request, parameters.configuration.malformedRequest)
+  }
+
+  private mutating func refuse(
+    _ request: WireRequest, _ refusal: BackendConfiguration.Refusal, _ operation: UInt8? = nil
+  ) {
+    if parameters.configuration.refusalMicroseconds > 0 {
+      usleep(parameters.configuration.refusalMicroseconds)
+    }
+    guard let status = refusal.status else { return }
+    answer(id: request.id, operation: operation ?? request.operation, status)
+  }
+
+  /// Answers a request for a feature that is not there, or turns out not to be.
+  private mutating func cannot(
+    _ request: WireRequest, _ support: BackendConfiguration.Support, _ feature: Withdrawal
+  ) {
+    guard support == .advertisedOnly else {
+      return refuse(request, parameters.configuration.unknownOperation)
+    }
+    if parameters.configuration.withdrawsFeatures { withdrawn.insert(feature) }
+    answer(id: request.id, operation: request.operation, .notSupported)
   }
 
   /// Answers a request that got a slot but touches nothing.
-  private mutating func fail(_ slot: UInt32) {
+  private mutating func fail(_ slot: UInt32, _ operation: StorageRequest.Operation) {
+    let configuration = parameters.configuration
+    if configuration.refusalMicroseconds > 0 { usleep(configuration.refusalMicroseconds) }
     pending.slots[Int(slot)].hasBody = false
-    end(slot, .failed(EINVAL))
+    let isRefusedWrite = operation == .write && parameters.readOnly
+    switch isRefusedWrite ? configuration.readOnlyWrite : configuration.malformedRequest {
+    case .error: end(slot, .failed(EINVAL))
+    case .notSupported: end(slot, .notSupported)
+    case .unanswered: abandon(slot)
+    }
+  }
+
+  /// A request's first sector in units of 512 bytes.
+  ///
+  /// - Returns: nil past what 64 bits hold.
+  @inline(__always)
+  private func firstSector(_ sector: UInt64) -> UInt64? {
+    guard parameters.configuration.countsInSectorSize else { return sector }
+    let (product, overflow) = sector.multipliedReportingOverflow(by: sectorMask &+ 1)
+    return overflow ? nil : product
   }
 
   @inline(__always)
@@ -146,6 +220,7 @@ extension QueueEngine {
     pointer.pointee.flushBefore = false
     pointer.pointee.flushAfter = false
     pointer.pointee.isStaged = false
+    pointer.pointee.fault = nextFault
     return slot
   }
 
@@ -160,7 +235,7 @@ extension QueueEngine {
     _ slot: UInt32, _ operation: StorageRequest.Operation, sector: UInt64, segmentCount: Int
   ) {
     guard check(slot, operation, sector: sector, segmentCount: segmentCount), map(slot, operation) else {
-      return fail(slot)
+      return fail(slot, operation)
     }
     dispatch(slot)
   }
@@ -171,6 +246,7 @@ extension QueueEngine {
     _ slot: UInt32, _ operation: StorageRequest.Operation, sector: UInt64, segmentCount: Int
   ) -> Bool {
     if operation == .write, parameters.readOnly { return false }
+    guard let sector = firstSector(sector) else { return false }
     let segments = pending.segments(Int(slot))
     var total: UInt64 = 0
     for index in 0..<segmentCount {
@@ -187,5 +263,16 @@ extension QueueEngine {
     pointer.pointee.work.byteOffset = sector &* UInt64(BlkIf.sectorSize)
     pointer.pointee.work.byteCount = total &* UInt64(BlkIf.sectorSize)
     return true
+  }
+}
+
+extension BackendConfiguration.Refusal {
+  /// What is answered; nil when nothing is.
+  var status: ResponseStatus? {
+    switch self {
+    case .error: .error
+    case .notSupported: .notSupported
+    case .unanswered: nil
+    }
   }
 }

@@ -16,17 +16,6 @@ internal import Platform
 internal import SystemPackage
 internal import Xen
 
-/// What the control plane negotiated for one ring.
-struct QueueParameters {
-  var frontend: DomainID
-  var abi: ABI
-  var persistent: Bool
-  var configuration: BackendConfiguration
-  var readOnly: Bool
-  var discard: BackendConfiguration.Support
-  var secureDiscard: Bool
-}
-
 /// One ring's requests, from taking to answering.
 struct QueueEngine: ~Copyable {
   var ring: BackRing
@@ -40,6 +29,13 @@ struct QueueEngine: ~Copyable {
   var statistics = BackendStatistics()
   /// Why no request is taken any more.
   var violation: RingViolation?
+  /// What was answered EOPNOTSUPP although it was offered.
+  var withdrawn = Withdrawal()
+  /// Nothing is done or answered any more, on purpose.
+  var isStopped = false
+  /// What goes wrong with the request that is being taken.
+  var nextFault = SlotFault.none
+  private var lateAnswers: [(id: UInt64, operation: UInt8, status: ResponseStatus)] = []
   /// Set when responses became visible since it was last cleared, and the frontend wants to hear of it.
   var mustNotify = false
 
@@ -117,12 +113,13 @@ struct QueueEngine: ~Copyable {
   /// - Returns: whether a request was taken or answered.
   mutating func run() -> Bool {
     var didSomething = slow.hasCompleted && collect()
-    guard violation == nil else { return didSomething }
+    guard violation == nil, !isStopped else { return didSomething }
     let interval = UInt32(truncatingIfNeeded: parameters.configuration.publishInterval)
     // A frontend that produces as fast as we consume must not keep the lock from the control plane for ever.
     var budget = ring.capacity &* 8
     while true {
       if barrier != nil, !tryBarrier() { break }
+      if holdsBatch { break }
       let available: UInt32
       do throws(RingViolation) {
         available = try ring.availableRequests()
@@ -135,20 +132,26 @@ struct QueueEngine: ~Copyable {
       if !didSomething { readClock() }
       didSomething = true
       var left = available
-      while left > 0, barrier == nil {
+      while left > 0, barrier == nil, !isStopped {
         handle(ring.takeRequest(into: requestCopy))
         left &-= 1
         if interval != 0, unpublished >= interval { publish() }
       }
     }
-    if ring.hasUnpublished { publish() }
+    while let answer = lateAnswers.popLast() {
+      self.answer(id: answer.id, operation: answer.operation, answer.status)
+    }
+    if ring.hasUnpublished, !holdsBatch, !isStopped { publish() }
     return didSomething
   }
+
+  /// Requests that were taken together are not all done, and are answered together.
+  private var holdsBatch: Bool { away > 0 && parameters.configuration.answersWholeBatches }
 
   /// Whether a request that could be taken now has arrived.
   var hasWork: Bool {
     if slow.hasCompleted { return true }
-    if violation != nil || barrier != nil { return false }
+    if violation != nil || barrier != nil || holdsBatch || isStopped { return false }
     guard let available = try? ring.availableRequests() else { return true }
     return available > 0
   }
@@ -159,7 +162,7 @@ struct QueueEngine: ~Copyable {
   mutating func arm() -> Bool {
     if slow.hasCompleted { return false }
     // Behind a barrier nothing is taken; the worker's wake-up comes first.
-    if violation != nil || barrier != nil { return true }
+    if violation != nil || barrier != nil || holdsBatch || isStopped { return true }
     return ring.armNotification()
   }
 
@@ -242,10 +245,12 @@ struct QueueEngine: ~Copyable {
   @inline(__always)
   private mutating func attempt(_ request: UnsafeMutablePointer<PendingRequest>) -> StorageOutcome {
     if request.pointee.flushBefore || request.pointee.flushAfter { return attemptWithFlush(request) }
+    if request.pointee.fault.delay > 0 { return .wouldBlock }
     return storage.attempt(&request.pointee.work)
   }
 
   private mutating func attemptWithFlush(_ request: UnsafeMutablePointer<PendingRequest>) -> StorageOutcome {
+    if request.pointee.fault.delay > 0 { return .wouldBlock }
     var flush = StorageRequest(.flush, byteOffset: 0, byteCount: 0)
     let first = request.pointee.flushBefore ? storage.attempt(&flush) : .done
     guard first == .done, request.pointee.hasBody else { return first }
@@ -302,7 +307,18 @@ struct QueueEngine: ~Copyable {
     let operation = request.pointee.responseOperation
     free[freeCount] = slot
     freeCount &+= 1
+    if request.pointee.fault != .none { return answerWrongly(request.pointee.fault, id, operation, status) }
     answer(id: id, operation: operation, status)
+  }
+
+  private mutating func answerWrongly(
+    _ fault: SlotFault, _ id: UInt64, _ operation: UInt8, _ status: ResponseStatus
+  ) {
+    switch fault {
+    case .drop: break
+    case .late: lateAnswers.append((id, operation, status))
+    default: answer(id: id, operation: operation, status)
+    }
   }
 
   /// Pushes a response.
@@ -347,6 +363,13 @@ struct QueueEngine: ~Copyable {
       statistics.mapCalls &+= 1
     }
     request.pointee.transientCount = 0
+  }
+
+  /// Lets go of a request that is never answered.
+  mutating func abandon(_ slot: UInt32) {
+    release(slot)
+    free[freeCount] = slot
+    freeCount &+= 1
   }
 
   /// Answers a request that a check ended.

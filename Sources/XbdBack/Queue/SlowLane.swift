@@ -3,6 +3,7 @@
 // The way of a slot to a worker and back. The queue's thread gives a slot away and does not touch it again before
 // it comes back through `takeCompleted`; both crossings are ordered by the locks.
 
+internal import Glibc
 internal import Platform
 internal import Synchronization
 internal import SystemPackage
@@ -16,6 +17,7 @@ final class SlowLane: @unchecked Sendable {
   let wakeUp: EventCounter
   private let monitor = Monitor()
   private let completedCount = Atomic<Int>(0)
+  private let isEnding = Atomic<Bool>(false)
   // Guarded by `monitor`.
   private let completed: UnsafeMutablePointer<UInt32>
   private var completedEnd = 0
@@ -75,6 +77,7 @@ final class SlowLane: @unchecked Sendable {
 
   /// Waits until no worker touches a slot of this queue any more; what was not begun is dropped.
   func drain() {
+    isEnding.store(true, ordering: .relaxed)
     let cancelled = workers.cancel(self)
     monitor.withLock {
       away -= cancelled
@@ -83,6 +86,12 @@ final class SlowLane: @unchecked Sendable {
   }
 
   private func work(_ slot: UnsafeMutablePointer<PendingRequest>) -> StorageOutcome {
+    var left = slot.pointee.fault.delay
+    while left > 0, !isEnding.load(ordering: .relaxed) {
+      let step = min(left, 20)
+      usleep(step * 1000)
+      left -= step
+    }
     if slot.pointee.flushBefore {
       let outcome = flush()
       if outcome != .done { return outcome }

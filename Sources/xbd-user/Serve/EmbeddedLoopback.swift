@@ -23,7 +23,7 @@ final class EmbeddedLoopback {
   /// Starts host and backend; the device waits for its frontend.
   init(
     directory: String, image: String, storage: any Storage, configuration: BackendConfiguration,
-    pageLimit: Int,
+    kind: String, pageLimit: Int,
     logger: Logger
   ) throws {
     host = try LoopbackHost(directory: directory)
@@ -31,6 +31,7 @@ final class EmbeddedLoopback {
     try toolstack.createDomain(loopbackFrontend, pageLimit: pageLimit)
     var nodes = LoopbackBlockDevice(
       virtualDevice: Self.device.number, name: Self.device.name ?? "", frontend: loopbackFrontend)
+    nodes.kind = kind
     nodes.parameters = image
     nodes.isReadOnly = configuration.readOnly
     try toolstack.attach(nodes)
@@ -45,6 +46,8 @@ final class EmbeddedLoopback {
   ///
   /// After the device has connected.
   func runInline(_ queues: [BlockQueue]) throws {
+    // Some backends say that they are connected before they have attached the ring.
+    _ = served.waitForQueues(queues.count, milliseconds: 10_000)
     for (index, queue) in queues.enumerated() {
       guard let backend = served.colocatedQueue(index) else {
         throw Failure("the loopback's backend has no queue \(index)")

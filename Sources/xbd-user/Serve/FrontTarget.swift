@@ -49,6 +49,7 @@ final class FrontTarget: BlockTarget {
       case .trim: .discard
       case .writeZeroes: .writeZeroes
       }
+    // `keepAllocated` asks for nothing more: zeroes are sent as data, and the range is allocated by that.
     let operation = queue.begin(
       BlockRequest(
         command: command, forceUnitAccess: request.forceUnitAccess, byteOffset: request.byteOffset,

@@ -7,6 +7,7 @@ import ArgumentParser
 import Blkif
 import Glibc
 import Platform
+import XbdBack
 import XenLoopback
 import Xen
 
@@ -61,6 +62,7 @@ final class OutsideBackend {
     case .reference, .process:
       name = "the backend's process"
       disk = nil
+      nodes.kind = storage.profile?.kind ?? nodes.kind
       command =
         [own, "backend", image, "--loopback", host.directory, "--device", "\(nodes.virtualDevice)"]
         + ["--max-queues", "\(queues)", "--with-parent"] + (readOnly ? ["--read-only"] : [])
@@ -177,7 +179,13 @@ final class OutsideBackend {
     var left = seconds.map { Int($0 * 10) }
     var look = pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0)
     let path = "\(nodes.backendPath)/state"
-    while try toolstack.store.read(path) != "2" {
+    // A backend that stays at Initialising for its frontend has published its size by then.
+    func isReady() throws -> Bool {
+      let state = try toolstack.store.read(path)
+      return try state == "2" || state == "4"
+        || toolstack.store.read("\(nodes.backendPath)/\(Key.sectors)") != nil
+    }
+    while try !isReady() {
       if let sentence = helper?.ended() {
         helper = nil
         throw Failure("\(sentence); it has served nothing")

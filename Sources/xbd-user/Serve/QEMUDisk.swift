@@ -36,9 +36,6 @@ final class QEMUDisk {
     for kind in ["memory:", "null:"] where image.hasPrefix(kind) {
       throw Failure("QEMU's backend serves image files; \"\(image)\" is for the reference backend")
     }
-    if let option = options.firstForReferenceOnly {
-      throw Failure("\(option) is an option of the reference backend; QEMU's has no such switch")
-    }
     if let colon = image.firstIndex(of: ":"), !image[..<colon].contains("/") {
       format = String(image[..<colon])
       path = Self.absolute(String(image[image.index(after: colon)...]))

@@ -2,8 +2,10 @@
 //
 // What the reference backend serves and what it offers, as `serve --loopback` and `backend` take it.
 
-import ArgumentParser
-import XbdBack
+public import ArgumentParser
+public import XbdBack
+
+extension BackendProfile: ExpressibleByArgument {}
 
 /// Options of the reference backend.
 struct StorageArguments: ParsableArguments {
@@ -12,19 +14,24 @@ struct StorageArguments: ParsableArguments {
       "Create the image with this size if it does not exist (512M, 10G).", valueName: "bytes"))
   var size: String?
 
-  @Option(help: "The disk's logical sector in bytes: 512 or 4096.")
-  var sectorSize = 512
+  @Option(
+    help: ArgumentHelp(
+      "Offer and behave as a known backend does; the options below change single things.", valueName: "name"))
+  var profile: BackendProfile?
+
+  @Option(help: ArgumentHelp("The disk's logical sector in bytes: 512 or 4096.", valueName: "bytes"))
+  var sectorSize: Int?
 
   @Option(
     help: ArgumentHelp("Segments that the backend takes in an indirect request; 0: none.", valueName: "n"))
-  var backendSegments = 256
+  var backendSegments: Int?
 
   @Option(
     help: ArgumentHelp("log2 of the largest ring that the backend takes, in pages.", valueName: "order"))
-  var backendRingOrder = 4
+  var backendRingOrder: Int?
 
   @Option(help: ArgumentHelp("Grants that the backend keeps mapped for a queue, at most.", valueName: "n"))
-  var maxPersistent = 1056
+  var maxPersistent: Int?
 
   @Flag(help: "The backend keeps no grants mapped.")
   var noBackendPersistent = false
@@ -44,25 +51,33 @@ struct StorageArguments: ParsableArguments {
   @Flag(help: "The backend offers no discard.")
   var noDiscard = false
 
-  /// An option that was given and means something to the reference backend only.
-  var firstForReferenceOnly: String? {
-    let given = [
-      (sectorSize != 512, "--sector-size"), (backendSegments != 256, "--backend-segments"),
-      (backendRingOrder != 4, "--backend-ring-order"), (maxPersistent != 1056, "--max-persistent"),
-      (noBackendPersistent, "--no-backend-persistent"), (singleMapping, "--single-mapping"),
-      (grantCopy, "--grant-copy"), (noFlush, "--no-flush"), (noBarrier, "--no-barrier"),
-      (noDiscard, "--no-discard"),
-    ]
-    return given.first { $0.0 }?.1
-  }
+  @Option(
+    help: ArgumentHelp(
+      "Do something wrong, again for each option: KIND[:OPERATION]@WHEN, such as error:write@10 (docs/backends.md).",
+      valueName: "fault"))
+  var fault: [String] = []
+
+  @Option(
+    help: ArgumentHelp(
+      "The seed of faults that come at random; without one, a new one is printed.", valueName: "n"))
+  var faultSeed: UInt64?
 
   /// The options as another process takes them.
-  var commandLine: [String] {
-    var words = [
-      "--sector-size", "\(sectorSize)", "--backend-segments", "\(backendSegments)", "--backend-ring-order",
-      "\(backendRingOrder)", "--max-persistent", "\(maxPersistent)",
-    ]
-    if let size { words += ["--size", size] }
+  var commandLine: [String] { (size.map { ["--size", $0] } ?? []) + behaviour }
+
+  /// What was said about how the backend behaves, as a command line has it; empty when nothing was.
+  var behaviour: [String] {
+    var words: [String] = []
+    func add(_ option: String, _ value: (some CustomStringConvertible)?) {
+      if let value { words += [option, value.description] }
+    }
+    add("--profile", profile?.rawValue)
+    add("--sector-size", sectorSize)
+    add("--backend-segments", backendSegments)
+    add("--backend-ring-order", backendRingOrder)
+    add("--max-persistent", maxPersistent)
+    for text in fault { add("--fault", text) }
+    add("--fault-seed", faultSeed)
     for (isSet, word) in [
       (noBackendPersistent, "--no-backend-persistent"), (singleMapping, "--single-mapping"),
       (grantCopy, "--grant-copy"), (noFlush, "--no-flush"), (noBarrier, "--no-barrier"),
@@ -85,23 +100,32 @@ struct StorageArguments: ParsableArguments {
     }
     return try kind.open(
       StorageOptions(
-        readOnly: readOnly, createByteCount: try size.map { try ByteSize.parse($0) }, sectorSize: sectorSize))
+        readOnly: readOnly, createByteCount: try size.map { try ByteSize.parse($0) },
+        sectorSize: sectorSize ?? 512))
   }
 
-  func configuration(readOnly: Bool, queues: Int) -> BackendConfiguration {
-    var configuration = BackendConfiguration()
-    configuration.sectorSize = sectorSize
+  /// What the backend offers and how it behaves.
+  ///
+  /// - Parameter queues: at most; nil takes the profile's.
+  func configuration(readOnly: Bool, queues: Int?) throws -> BackendConfiguration {
+    var configuration = profile.map { BackendConfiguration.profile($0) } ?? BackendConfiguration()
+    func set<Value>(_ path: WritableKeyPath<BackendConfiguration, Value>, _ value: Value?) {
+      if let value { configuration[keyPath: path] = value }
+    }
+    if let queues { configuration.maxQueues = profile == nil ? queues : min(queues, configuration.maxQueues) }
     configuration.readOnly = readOnly
-    configuration.maxQueues = queues
-    configuration.maxIndirectSegments = backendSegments
-    configuration.maxRingPageOrder = backendRingOrder
-    configuration.maxPersistentGrants = maxPersistent
-    configuration.persistentGrants = !noBackendPersistent
-    configuration.batchMapping = !singleMapping
-    configuration.dataPath = grantCopy ? .grantCopy : .map
-    configuration.flush = noFlush ? .off : .on
-    configuration.barrier = noBarrier ? .off : .on
-    configuration.discard = noDiscard ? .off : .on
+    set(\.sectorSize, sectorSize)
+    set(\.maxIndirectSegments, backendSegments)
+    set(\.maxRingPageOrder, backendRingOrder)
+    set(\.maxPersistentGrants, maxPersistent)
+    set(\.persistentGrants, noBackendPersistent ? false : nil)
+    set(\.batchMapping, singleMapping ? false : nil)
+    set(\.dataPath, grantCopy ? .grantCopy : nil)
+    set(\.flush, noFlush ? .off : nil)
+    set(\.barrier, noBarrier ? .off : nil)
+    set(\.discard, noDiscard ? .off : nil)
+    configuration.faults = try FaultPlan(parsing: fault, seed: faultSeed)
+    if configuration.faults.isRandom { Console.note("the faults' seed is \(configuration.faults.seed)") }
     return configuration
   }
 }
