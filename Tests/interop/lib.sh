@@ -15,6 +15,8 @@ backend=${XBD_BACKEND:-reference}
 patience=${XBD_PATIENCE:-300}
 
 dir=$(mktemp -d "${TMPDIR:-/tmp}/xbd-interop-XXXXXX")
+# Where servers have what is private to them, so that a killed one leaves nothing elsewhere.
+export XDG_RUNTIME_DIR=$dir
 started=()
 mounted=()
 
