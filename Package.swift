@@ -157,6 +157,21 @@ let package = Package(
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
+    // A backend on the loopback whose every misbehaviour is a value.
+    .target(
+      name: "HostileBackend",
+      dependencies: [
+        "XenLoopback", "Xen", "Platform", .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      path: "Tests/HostileBackend", swiftSettings: strict),
+    .testTarget(
+      name: "HostileTests",
+      dependencies: [
+        "HostileBackend", "XbdFront", "XenLoopback", "Blkif", "Xen", "Platform", "CXen",
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      swiftSettings: strict),
     .testTarget(
       name: "XbdFrontTests",
       dependencies: [
@@ -177,3 +192,19 @@ let package = Package(
   swiftLanguageModes: [.v6],
   cLanguageStandard: .gnu11
 )
+
+// Fuzzing: `Tests/fuzz/run` says where libFuzzer is and builds in a directory of its own; nobody else sees this target.
+if let libFuzzer = Context.environment["XBD_LIBFUZZER"] {
+  for target in package.targets where target.swiftSettings != nil {
+    target.swiftSettings?.append(.unsafeFlags(["-sanitize=fuzzer", "-enable-testing"]))
+  }
+  package.targets.append(
+    .executableTarget(
+      name: "xbd-fuzz",
+      dependencies: [
+        "NBD", "NBDTestSupport", "XbdFront", "XbdBack", "XenLoopback", "Xen", "Blkif", "Platform", "CXen",
+        .product(name: "SystemPackage", package: "swift-system"),
+      ],
+      path: "Tests/fuzz", exclude: ["run", "corpus", "dictionaries"], swiftSettings: strict,
+      linkerSettings: [.unsafeFlags([libFuzzer, "-lstdc++"])]))
+}

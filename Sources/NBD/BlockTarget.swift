@@ -66,8 +66,31 @@ public protocol BlockTarget: AnyObject {
   /// - Returns: false when there is work to do already: call `poll` instead of sleeping.
   func armWakeup() -> Bool
 
-  /// Descriptors that become readable when `poll` should be called; constant for the target's life.
+  /// Tells the target the time: before the thread sleeps, after it, and now and then while it does not sleep.
+  ///
+  /// - Parameter now: the monotonic clock in nanoseconds, as the thread last saw it.
+  /// - Returns: when `poll` and this should be called again at the latest; nil when descriptors say it all.
+  func keepTime(_ now: UInt64) -> UInt64?
+
+  /// Descriptors that become readable when `poll` should be called; `onDescriptorsChange` tells of others.
   var descriptors: [Int32] { get }
+
+  /// Called from within `poll` when `descriptors` has changed; the removed ones are closed after the call. Set once by
+  /// the worker.
+  var onDescriptorsChange: (_ removed: [Int32], _ added: [Int32]) -> Void { get set }
+}
+
+extension BlockTarget {
+  /// A target whose descriptors stay the same has nobody to tell.
+  public var onDescriptorsChange: (_ removed: [Int32], _ added: [Int32]) -> Void {
+    get { { _, _ in } }
+    set {}
+  }
+}
+
+extension BlockTarget {
+  /// Time means nothing to it.
+  public func keepTime(_ now: UInt64) -> UInt64? { nil }
 }
 
 /// The facts about a device that an NBD client may learn.

@@ -11,6 +11,8 @@ public protocol XenSystem: Sendable {
   /// Names the domain among all that processes of this machine can reach, so that two frontends of one device find
   /// each other; nil when only this process can reach it.
   var identity: String? { get }
+  /// Whether the domain is the one that this process's kernel runs in, whose own drivers may have its devices.
+  var sharesDevicesWithKernel: Bool { get }
   /// Opens the sharing side of grants.
   func openGrantSharing() throws(XenError) -> any GrantSharing
   /// Opens the mapping side of grants.
@@ -24,4 +26,6 @@ public protocol XenSystem: Sendable {
 extension XenSystem {
   /// Nobody else can reach it.
   public var identity: String? { nil }
+  /// A Xen of its own.
+  public var sharesDevicesWithKernel: Bool { false }
 }

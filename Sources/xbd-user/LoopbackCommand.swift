@@ -16,7 +16,10 @@ struct LoopbackCommand: ParsableCommand {
       and a frontend with "xbd-user serve DEVICE --loopback DIRECTORY". Programs that know nothing of the \
       loopback, but are linked against Xen's libraries, run with "exec" and "shell".
       """,
-    subcommands: [LoopbackHostCommand.self, LoopbackExecCommand.self, LoopbackShellCommand.self],
+    subcommands: [
+      LoopbackHostCommand.self, LoopbackExecCommand.self, LoopbackShellCommand.self,
+      LoopbackMigrateCommand.self, LoopbackStatusCommand.self,
+    ],
     defaultSubcommand: LoopbackHostCommand.self)
 }
 

@@ -63,6 +63,9 @@ struct ServeCommand: ParsableCommand {
   @OptionGroup(title: "The service")
   var service: ServiceArguments
 
+  @OptionGroup(title: "When the backend goes")
+  var reconnect: ReconnectArguments
+
   @OptionGroup(title: "The frontend")
   var frontend: FrontendArguments
 
@@ -76,9 +79,8 @@ struct ServeCommand: ParsableCommand {
     guard device == nil || backend == .reference else {
       throw ValidationError("--backend is for an image with --loopback; a device has its backend")
     }
-    let isOurs = device == nil && (backend == .reference || backend == .process)
-    if let option = storage.behaviour.first, !isOurs {
-      throw ValidationError("\(option) is for the reference backend, which does not serve this device")
+    if device != nil, let option = storage.firstForReferenceOnly {
+      throw ValidationError("\(option) is an option of the reference backend; a device has its backend")
     }
     if storage.size != nil, device != nil {
       throw ValidationError("--size is for an image with --loopback; a device has its size")
@@ -120,15 +122,15 @@ struct ServeCommand: ParsableCommand {
       system = try Systems.loopback(loopback, domain: loopbackFrontend)
     } else {
       system = try Systems.libXen(instead: "\"xbd-user serve --loopback memory:1G\"")
-      // The last part of a frontend's path is its number.
-      let last = name.split(separator: "/").last.map(String.init) ?? name
-      if let number = VirtualDevice(last) { try KernelDriver().requireFree(number) }
     }
     defer { outside?.stop() }
-    let device = try BlockDevice.connect(name, on: system, options: frontend.options, logger: logger)
+    var options = frontend.options
+    reconnect.apply(to: &options)
+    let device = try BlockDevice.connect(name, on: system, options: options, logger: logger)
     try embedded?.runInline(device.queues)
     let session = try ServeSession(
-      device: device, sockets: sockets, service: service, readOnly: readOnly, embedded: embedded)
+      device: device, sockets: sockets, service: service, readOnly: readOnly, embedded: embedded,
+      outside: outside, reconnects: reconnect.reconnect)
     let pid = try pidFile.map(PidFile.init)
     defer { withExtendedLifetime((directory, pid)) {} }
     let uri = sockets.first?.address.uri(export: service.exportName)
@@ -145,7 +147,9 @@ struct ServeCommand: ParsableCommand {
     session.stop()
     try report(session)
     switch outcome {
-    case .stopped: return
+    case .stopped:
+      // What was in flight may not have been.
+      if case .failed(let error) = device.state { throw Failure(error.message) }
     case .child(let status): throw ExitCode(status)
     case .deviceGone(let sentence): throw Failure(sentence)
     }

@@ -25,6 +25,8 @@ public final class MemoryDisk: @unchecked Sendable {
   let outstanding = Atomic<Int>(0)
   let submitted = Atomic<Int>(0)
   let cancelled = Atomic<Int>(0)
+  private let pace = Atomic<UInt64>(0)
+  private let tellings = Atomic<Int>(0)
 
   /// Flushes completed.
   public var flushCount: Int { flushes.load(ordering: .sequentiallyConsistent) }
@@ -69,6 +71,19 @@ public final class MemoryDisk: @unchecked Sendable {
         _ = write(descriptor, &one, 8)
       }
     }
+  }
+
+  /// Targets want to know the time this often from now on, in nanoseconds.
+  ///
+  /// Wakes nobody: before the first sleep.
+  public func wantTime(every nanoseconds: UInt64) { pace.store(nanoseconds, ordering: .sequentiallyConsistent) }
+  /// How often they were told.
+  public var timesTold: Int { tellings.load(ordering: .sequentiallyConsistent) }
+
+  func keepTime(_ now: UInt64) -> UInt64? {
+    tellings.wrappingAdd(1, ordering: .relaxed)
+    let pace = pace.load(ordering: .relaxed)
+    return pace == 0 ? nil : now &+ pace
   }
 
   /// Lets every operation end like this; nil for success.
@@ -253,6 +268,9 @@ public final class MemoryTarget: BlockTarget {
     counter.drain()
     return queued == 0 || disk.isHolding
   }
+
+  /// See `BlockTarget`.
+  public func keepTime(_ now: UInt64) -> UInt64? { disk.keepTime(now) }
 
   private func perform(_ index: Int) {
     let request = operations[index].request

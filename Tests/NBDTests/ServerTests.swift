@@ -51,6 +51,18 @@ import Testing
     unlink(path)
   }
 
+  @Test func aTargetThatWantsToKnowTheTimeIsToldWhileNothingElseHappens() throws {
+    let directory = try Directory()
+    let path = directory.path + "/socket"
+    let disk = MemoryDisk(byteCount: 1 << 20)
+    disk.wantTime(every: 5_000_000)
+    let server = try Server(
+      sockets: [try ListeningSocket.unix(path: path)], targets: try Self.makeTargets(disk, 1), export: Export())
+    #expect(eventually { disk.timesTold > 20 })
+    server.stop()
+    unlink(path)
+  }
+
   @Test func clientsBeyondTheLimitAreTurnedAwayUntilOneLeaves() throws {
     let directory = try Directory()
     let path = directory.path + "/socket"

@@ -3,6 +3,7 @@
 #
 # serve --loopback IMAGE --backend …: each backend serves the same disk, and none is left when the server has ended,
 # not even after a kill.
+# backend: own; it compares them
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdcopy /usr/libexec/xen-qemu-system-i386 qemu-img xenstore-ls fio
@@ -21,8 +22,9 @@ for backend in reference process qemu; do
 done
 
 # What cannot be is said in one sentence.
+refused "--grant-copy" "$XBD_USER" serve --loopback "$dir/qemu.img" --backend qemu --grant-copy
 refused "image files" "$XBD_USER" serve --loopback memory:1M --backend qemu
-refused "cannot open" "$XBD_USER" serve --loopback "$dir/absent.img" --backend qemu
+refused "$dir/absent.img" "$XBD_USER" serve --loopback "$dir/absent.img" --backend qemu
 
 # A backend does not outlive a server that was killed.
 for backend in process qemu; do

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Options out of range, and a device without a Xen, end with a clear message and a status of their own.
+# backend: own; nothing is served
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 

@@ -9,6 +9,8 @@ repository=$(cd "$here/../.." && pwd)
 XBD_USER=${XBD_USER:-$repository/.build/release/xbd-user}
 # Further options for every server that `serve` starts, for example XBD_SERVE_ARGS="--copy bounce".
 read -r -a serve_args <<<"${XBD_SERVE_ARGS:-}"
+# Who serves the image: reference, process or qemu. The runner runs each script once for each (Tests/interop/run).
+backend=${XBD_BACKEND:-reference}
 # Patience with a slow machine, in tenths of a second.
 patience=${XBD_PATIENCE:-300}
 
@@ -57,6 +59,8 @@ requires() {
   done
 }
 
+[ "$backend" != qemu ] || requires /usr/libexec/xen-qemu-system-i386
+
 # Waits until a command succeeds.
 eventually() {
   local tries=0
@@ -84,6 +88,21 @@ alive() {
   [ -n "$state" ] && [ "$state" != Z ]
 }
 
+# disk SPEC: sets $disk, the words that give `serve` this disk by the backend that the script runs with. QEMU serves
+# files: in the place of memory:SIZE it gets one.
+disks=0
+disk=()
+disk() {
+  case $backend:$1 in
+    qemu:memory:*)
+      disks=$((disks + 1))
+      disk=("$dir/memory$disks.img" --size "${1#memory:}")
+      ;;
+    *) disk=("$1") ;;
+  esac
+  [ "$backend" = reference ] || disk+=(--backend "$backend")
+}
+
 # serve SPEC [OPTION…]: a loopback server on a socket of its own. Sets $uri, $socket and $server, which are the
 # last server's; $uri is what it printed.
 servers=0
@@ -95,7 +114,9 @@ serve() {
 
 # The same without choosing a socket.
 serve_plain() {
-  start "server$servers" "$XBD_USER" serve --loopback "$@" "${serve_args[@]}"
+  disk "$1"
+  shift
+  start "server$servers" "$XBD_USER" serve --loopback "${disk[@]}" "$@" "${serve_args[@]}"
   server=$pid
   await_uri "server$servers"
 }

@@ -17,16 +17,22 @@ try() {
     fail "fio with $*: $(tail -n 12 "$dir/fio.log")"
   stop
 }
+# Options of the frontend that both backends understand…
 for copy in bounce direct; do
   for grants in persistent per-request; do
     try --copy $copy --grants $grants
+    # QEMU has one queue and no indirect requests: it is given less than was asked for.
     try --copy $copy --grants $grants --queues 2 --ring-order 0 --indirect 1
   done
 done
-try --ring-order 4 --indirect 4096 --backend-segments 4096
+try --ring-order 4 --indirect 4096
 try --indirect 11
-try --backend-segments 0
 try --no-persistent
+
+# … and those of the reference backend.
+[ "$backend" != qemu ] || exit 0
+try --ring-order 4 --indirect 4096 --backend-segments 4096
+try --backend-segments 0
 try --no-backend-persistent
 try --max-persistent 7
 try --single-mapping

@@ -4,6 +4,7 @@
 # timeout: 300
 # QEMU's own block backend, as Debian ships it, serves a disk on a loopback host: read, write, flush, discard, rings
 # of every order, detach and attach again, qcow2.
+# backend: own; it starts host and QEMU itself
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires /usr/libexec/xen-qemu-system-i386 xenstore-write nbdcopy nbdinfo qemu-img python3-libnbd

@@ -8,9 +8,10 @@ requires nbdinfo
 
 # The command's own variables are for the shell that the server starts.
 # shellcheck disable=SC2016
-timeout 60 "$XBD_USER" serve --loopback memory:32M "${serve_args[@]}" \
+disk memory:32M
+timeout 60 "$XBD_USER" serve --loopback "${disk[@]}" "${serve_args[@]}" \
   --run 'nbdinfo --size "$uri" && [ -S "$unixsocket" ]' >"$dir/out"
 expect "what the command printed" "$(cat "$dir/out")" $((32 << 20))
 status=0
-timeout 60 "$XBD_USER" serve --loopback memory:32M "${serve_args[@]}" --run 'exit 3' || status=$?
+timeout 60 "$XBD_USER" serve --loopback "${disk[@]}" "${serve_args[@]}" --run 'exit 3' || status=$?
 expect "the command's status" $status 3

@@ -6,8 +6,10 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdinfo nbdcopy
 
-expect "size" "$(timeout 60 nbdinfo --size -- [ "$XBD_USER" serve --loopback memory:64M "${serve_args[@]}" ])" $((64 << 20))
+disk memory:64M
+expect "size" "$(timeout 60 nbdinfo --size -- [ "$XBD_USER" serve --loopback "${disk[@]}" "${serve_args[@]}" ])" $((64 << 20))
 random_file "$dir/in" $((8 << 20))
 cp "$dir/in" "$dir/disk.img"
-timeout 60 nbdcopy -- [ "$XBD_USER" serve --loopback "$dir/disk.img" "${serve_args[@]}" ] "$dir/out"
+disk "$dir/disk.img"
+timeout 60 nbdcopy -- [ "$XBD_USER" serve --loopback "${disk[@]}" "${serve_args[@]}" ] "$dir/out"
 cmp "$dir/in" "$dir/out"

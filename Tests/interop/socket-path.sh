@@ -13,7 +13,8 @@ refused "$taken" "$XBD_USER" serve --loopback memory:1M --socket "$taken"
 expect "the first server's size" "$(nbdinfo --size "$uri")" $((16 << 20))
 kill_hard "$first"
 [ -S "$taken" ] || fail "a killed server cannot remove its socket"
-start second "$XBD_USER" serve --loopback memory:32M --socket "$taken" "${serve_args[@]}"
+disk memory:32M
+start second "$XBD_USER" serve --loopback "${disk[@]}" --socket "$taken" "${serve_args[@]}"
 server=$pid
 await_uri second
 expect "the second server's size" "$(nbdinfo --size "$uri")" $((32 << 20))

@@ -3,6 +3,7 @@
 #
 # timeout: 300
 # Host, backend and frontend as three processes are the same system as the one process, and each may die.
+# backend: own; host, backend and frontend are processes of the script
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdcopy nbdinfo

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # The loopback's xenstore speaks the real wire protocol: Xen's own tools read the device's nodes.
+# backend: own; it is about xenstore
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires xenstore-ls xenstore-read

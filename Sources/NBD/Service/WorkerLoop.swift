@@ -131,12 +131,22 @@ final class WorkerLoop {
     for descriptor in descriptors { try events.add(descriptor, .readable, token: targetToken) }
   }
 
+  /// The target has other descriptors.
+  private func watch(instead removed: [Int32], _ added: [Int32]) {
+    for descriptor in removed { events.remove(descriptor) }
+    // One that cannot be watched leaves the target without a wake-up; what polls it anyway still moves it.
+    for descriptor in added { try? events.add(descriptor, .readable, token: Self.targetToken) }
+  }
+
   /// Runs until told to stop.
   func run() -> WorkerOutcome {
     // The loop outlives every call of the target, so the closure need not keep it alive.
     let loop = Unmanaged.passUnretained(self)
     target.onCompletion = { tag, operation, status in
       loop._withUnsafeGuaranteedRef { $0.complete(tag, operation, status) }
+    }
+    target.onDescriptorsChange = { removed, added in
+      loop._withUnsafeGuaranteedRef { $0.watch(instead: removed, added) }
     }
     state.pointee.now = MonotonicClock.nanoseconds()
     // `GatherPolicy` sleeps for less than the 50 µs that a timer may be late otherwise.
@@ -162,6 +172,7 @@ final class WorkerLoop {
       // A loop that is never idle still has to know the time, roughly.
       state.pointee.turnsUntilClock = 64
       state.pointee.now = MonotonicClock.nanoseconds()
+      _ = target.keepTime(state.pointee.now)
       checkTimeouts()
     }
     state.pointee.geometry = target.geometry
@@ -230,6 +241,7 @@ final class WorkerLoop {
     lookForEvents(milliseconds: sleepLimit())
     let after = MonotonicClock.nanoseconds()
     state.pointee.now = after
+    _ = target.keepTime(after)
     state.pointee.spin.slept(after &- before)
     checkTimeouts()
   }
@@ -285,7 +297,8 @@ final class WorkerLoop {
   private func sleepLimit() -> Int32? {
     var deadline = UInt64.max
     let now = state.pointee.now
-    if state.pointee.isStopping { deadline = min(state.pointee.stopDeadline, now &+ 20_000_000) }
+    if let target = target.keepTime(now) { deadline = target }
+    if state.pointee.isStopping { deadline = min(deadline, state.pointee.stopDeadline, now &+ 20_000_000) }
     // A target may find resources again without waking anyone.
     if waitQueue.count > 0 { deadline = min(deadline, now &+ 10_000_000) }
     if state.pointee.handshakes > 0 {

@@ -42,16 +42,19 @@ public final class BlockDevice: Sendable {
   ///   - system: the Xen that the device belongs to.
   ///   - options: what is wanted of the device; the backend may have less.
   ///   - logger: is told what a person should know.
+  ///   - kernel: whose devices are refused, where they are this domain's.
   /// - Throws: when there is no such device, the backend does not answer in time, refuses, or says something that
   ///   makes no sense.
   public static func connect(
-    _ name: String, on system: any XenSystem, options: FrontendOptions = FrontendOptions(), logger: Logger
+    _ name: String, on system: any XenSystem, options: FrontendOptions = FrontendOptions(), logger: Logger,
+    kernel: KernelDriver = KernelDriver()
   ) throws(XbdError) -> BlockDevice {
     let store: any XenStore
     do throws(XenError) { store = try system.openXenStore() } catch {
       throw XbdError(error, during: "connecting to xenstore")
     }
     let location = try DeviceLocation(name, in: store)
+    if system.sharesDevicesWithKernel { try kernel.requireFree(location.device) }
     let claim = try claim(location, of: system)
     let shared: DeviceShared
     let thread: DedicatedThread
@@ -79,7 +82,7 @@ public final class BlockDevice: Sendable {
   }
 
   /// Makes sure that no other process of this machine drives the device.
-  private static func claim(
+  static func claim(
     _ location: DeviceLocation, of system: any XenSystem
   ) throws(XbdError) -> NameClaim? {
     guard let identity = system.identity else { return nil }
@@ -110,10 +113,23 @@ public final class BlockDevice: Sendable {
     shared.observe(change: change, resize: resize)
   }
 
+  /// Tells the device that its backend's program has ended, which nothing in xenstore says.
+  ///
+  /// Whoever starts backends knows. A device that reconnects waits for another one; the nodes of the dead one are to
+  /// be made anew only when the frontend has gone to state 6 or 1. Any other device fails.
+  ///
+  /// - Parameter sentence: what has happened, for a person.
+  public func backendDied(_ sentence: String) { shared.post(.backendDied(sentence)) }
+
   /// Begins to close the device: no new requests, those in flight are waited for, then the handshake's end.
   ///
   /// The owners of the queues must go on calling `poll` until the device is closed.
   public func close() { shared.post(.close) }
+
+  deinit {
+    // Nobody can reach it any more: the control thread closes it, without waiting longer than for any other.
+    shared.post(.close)
+  }
 
   /// Waits until the device is closed, by whichever side.
   ///

@@ -14,25 +14,46 @@ internal import Xen
 enum DriverMessage: Sendable {
   case report(QueueReport)
   case close
+  /// The backend's program has ended, and how.
+  case backendDied(String)
 }
 
-/// The control thread's state.
+/// The control thread's state and its loop; what it does is in DeviceDriver+Actions.swift.
 ///
 /// Used by that thread only, after `init`.
 final class DeviceDriver {
-  let location: DeviceLocation
+  var location: DeviceLocation
   let options: FrontendOptions
   let logger: Logger
   let shared: DeviceShared
-  private let system: any XenSystem
-  private let store: any XenStore
-  private var machine = FrontendStateMachine()
-  private var connections: [QueueConnection] = []
-  private var transport: TransportParameters?
-  private var features: DeviceFeatures?
-  private var drained: Set<Int> = []
-  private var deadline: UInt64?
-  private var graceDeadline: UInt64?
+  let system: any XenSystem
+  let store: any XenStore
+  var machine: FrontendStateMachine
+  var connections: [QueueConnection] = []
+  /// The letter boxes of the queues, which outlive their connections.
+  var controls: [QueueControl] = []
+  /// What the queues will go on with, between `connect` and `serve`.
+  var links: [QueueLink] = []
+  let gate = WriteGate()
+  var transport: TransportParameters?
+  var features: DeviceFeatures?
+  var drained: Set<Int> = []
+  var suspended: Set<Int> = []
+  /// What our own state node says unless somebody else has written it.
+  var written: XenbusState?
+  /// The domain's number, which a migration may change; empty where there is no such node.
+  var domain: [UInt8]?
+  var deadline: UInt64?
+  var graceDeadline: UInt64?
+  var reconnectDeadline: UInt64?
+  /// Queues whose pool has met the domain's limit, and when to try again.
+  var limited: Set<Int> = []
+  var growDeadline: UInt64?
+  var pacer = WatchPacer()
+  /// Watches that fired and were not followed yet, and when they may be.
+  var backendMoved = false
+  var frontendMoved = false
+  var lookDeadline: UInt64?
 
   init(
     system: any XenSystem, store: any XenStore, location: DeviceLocation, options: FrontendOptions,
@@ -44,6 +65,7 @@ final class DeviceDriver {
     self.options = options
     self.logger = logger
     self.shared = shared
+    machine = FrontendStateMachine(reconnects: options.reconnects)
   }
 
   // MARK: The thread
@@ -51,6 +73,7 @@ final class DeviceDriver {
   func run() {
     do throws(XbdError) {
       var loop = try watch()
+      domain = try bytes("domid")
       perform(
         machine.handle(.started(own: try state(location.frontendState), backend: try backendState())))
       while machine.phase != .finished {
@@ -58,7 +81,7 @@ final class DeviceDriver {
       }
     } catch {
       // Without xenstore there is no handshake left to go through, but whoever waits for requests is told.
-      perform(machine.handle(.actionFailed(error)))
+      perform(machine.handle(.storeLost(error)))
     }
     shared.finished()
   }
@@ -83,7 +106,7 @@ final class DeviceDriver {
   private func turn(_ loop: inout EventLoop) throws(XbdError) {
     _ = loop.wait(milliseconds: timeout())
     for message in shared.takeMessages() { receive(message) }
-    try receiveWatches()
+    try receiveWatches(&loop)
     let now = MonotonicClock.nanoseconds()
     if let grace = graceDeadline, now >= grace {
       graceDeadline = nil
@@ -93,10 +116,17 @@ final class DeviceDriver {
       self.deadline = nil
       perform(machine.handle(.timedOut))
     }
+    if let reconnect = reconnectDeadline, now >= reconnect {
+      reconnectDeadline = nil
+      let seconds = options.reconnectTimeout.nanoseconds / 1_000_000_000
+      perform(machine.handle(.reconnectExpired("no backend has connected for \(seconds) s")))
+    }
+    if let grow = growDeadline, now >= grow { growPools() }
   }
 
   private func timeout() -> Int32? {
-    guard let first = [deadline, graceDeadline].compactMap({ $0 }).min() else { return nil }
+    let deadlines = [deadline, graceDeadline, reconnectDeadline, growDeadline, lookDeadline]
+    guard let first = deadlines.compactMap({ $0 }).min() else { return nil }
     let now = MonotonicClock.nanoseconds()
     return first <= now ? 0 : Int32(clamping: (first - now) / 1_000_000 + 1)
   }
@@ -105,215 +135,113 @@ final class DeviceDriver {
     switch message {
     case .close:
       perform(machine.handle(.closeRequested))
+    case .backendDied(let sentence):
+      perform(machine.handle(.backendDied(sentence)))
     case .report(.drained(let queue)):
       drained.insert(queue)
-      if drained.count == connections.count { perform(machine.handle(.drained)) }
+      if drained.count == controls.count { perform(machine.handle(.drained)) }
+    case .report(.suspended(let queue)):
+      suspended.insert(queue)
+      if suspended.count == controls.count { perform(machine.handle(.suspended)) }
     case .report(.violation(let queue, let violation)):
       let sentence =
         "\(location.frontend) is broken: \(violation) (queue \(queue)); everything in flight has failed"
-      for connection in connections { connection.control.tell { $0.failEverything = .ioError } }
+      // Late news of a ring that was given up since.
+      guard machine.phase == .connected || machine.isDraining else { return }
+      for control in controls { control.tell { $0.failEverything = .ioError } }
       perform(machine.handle(.violation(sentence)))
+    case .report(.limit(let queue, let text)):
+      logger.warning("\(location.frontend): \(text)")
+      limited.insert(queue)
+      if growDeadline == nil { growDeadline = MonotonicClock.nanoseconds() &+ Self.growInterval }
     case .report(.message(let text)):
       logger.warning("\(location.frontend): \(text)")
     }
   }
 
-  /// Many events of one watch are one look at the state.
-  private func receiveWatches() throws(XbdError) {
-    var backendMoved = false
-    var frontendMoved = false
+  /// How often a pool that met the domain's limit looks whether that was raised, in nanoseconds.
+  private static let growInterval: UInt64 = 5_000_000_000
+
+  /// Lets the queues whose pools are smaller than they were meant to be try once more.
+  private func growPools() {
+    growDeadline = nil
+    for control in controls where limited.contains(control.queue) {
+      control.tell { $0.growPool = true }
+    }
+    // One that fails again reports again.
+    limited = []
+  }
+
+  /// Many events of one watch are one look at the state, and there are not too many looks.
+  private func receiveWatches(_ loop: inout EventLoop) throws(XbdError) {
     do throws(XenError) {
-      while let event = try store.nextWatchEvent() {
+      // Bounded, so that a storm does not keep the thread from everything else.
+      for _ in 0..<Self.watchEventsPerTurn {
+        guard let event = try store.nextWatchEvent() else { break }
         if event.token == "backend" { backendMoved = true } else { frontendMoved = true }
       }
     } catch {
       throw XbdError(error, during: "reading xenstore watches")
     }
-    if frontendMoved, try !exists(location.frontend + "/" + Key.backend) {
-      return perform(machine.handle(.directoryRemoved))
+    guard backendMoved || frontendMoved else { return }
+    let now = MonotonicClock.nanoseconds()
+    let allowed = pacer.next(now)
+    if (allowed > now) != (lookDeadline != nil) {
+      // While nothing may be looked at, the watches that fire must not wake us either.
+      try? loop.modify(store.fileDescriptor, allowed > now ? [] : .readable, token: 0)
     }
-    if backendMoved { perform(machine.handle(.backendState(try backendState()))) }
+    lookDeadline = allowed > now ? allowed : nil
+    guard allowed <= now else { return }
+    pacer.spend(now)
+    try look()
   }
 
-  // MARK: Actions
+  /// Far more than the interval between two looks can bring.
+  private static let watchEventsPerTurn = 16_384
 
-  private func perform(_ actions: [FrontendStateMachine.Action]) {
-    for action in actions {
-      do throws(XbdError) {
-        try perform(action)
-      } catch {
-        // What is left of the list assumed that this one worked; only the list of a failure goes on to its end.
-        let instead = machine.handle(.actionFailed(error))
-        if !instead.isEmpty { return perform(instead) }
+  /// Follows the watches that fired.
+  private func look() throws(XbdError) {
+    let frontendFired = frontendMoved
+    let backendFired = backendMoved
+    frontendMoved = false
+    backendMoved = false
+    if frontendFired {
+      guard try exists(location.frontend + "/" + Key.backend) else {
+        return perform(machine.handle(.directoryRemoved))
       }
+      if try wasRestored() { return try resume() }
     }
-  }
-
-  private func perform(_ action: FrontendStateMachine.Action) throws(XbdError) {
-    logger.debug("\(location.frontend): \(action)")
-    switch action {
-    case .setState(let state): try setState(state)
-    case .publish(let assumeDefaults): try publish(assumeDefaults: assumeDefaults)
-    case .connect: try connect()
-    case .rereadSize: try rereadSize()
-    case .drain:
-      drained = []
-      for connection in connections { connection.control.drain(refusing: .shutdown) }
-      shared.set(.closing)
-    case .failInFlight:
-      for connection in connections {
-        connection.control.tell {
-          $0.refusal = .shutdown
-          $0.failEverything = .shutdown
-        }
-      }
-    case .release: release()
-    case .startTimer:
-      let patience = shared.isConnected ? options.closeTimeout : options.handshakeTimeout
-      deadline = MonotonicClock.nanoseconds() &+ patience.nanoseconds
-    case .startGraceTimer:
-      graceDeadline = MonotonicClock.nanoseconds() &+ options.initialisingGrace.nanoseconds
-    case .fail(let error):
-      shared.fail(describe(error))
+    guard backendFired else { return }
+    let backend = try backendState()
+    if options.reconnects, backend != .connected {
+      perform(machine.handle(.online(try bytes(location.backend + "/" + Key.online) != Array("0".utf8))))
     }
+    perform(machine.handle(.backendState(backend)))
   }
 
-  /// Adds to an error what a person looks for next: both states and what the backend itself said.
-  private func describe(_ error: XbdError) -> XbdError {
-    let own = (try? state(location.frontendState)) ?? .unknown
-    let said = (try? store.read("\(location.backendErrorPath)")).flatMap { $0 }
-    var message = "\(location.frontend): \(error.message) (frontend \(own), backend \(machine.backend)"
-    message += " at \(location.backend)"
-    if let said { message += ", which says: \(said)" }
-    return XbdError(error.code, message + ")")
-  }
-
-  private func setState(_ state: XenbusState) throws(XbdError) {
+  /// The toolstack has made the device anew, perhaps with another backend.
+  private func resume() throws(XbdError) {
+    location = try DeviceLocation(again: location, in: store)
     do throws(XenError) {
-      // A directory that the toolstack has taken away must not be created again.
-      guard try store.readBytes(location.frontend + "/" + Key.backend) != nil else { return }
-      try store.write(location.frontendState, String(state.rawValue))
+      try store.watch(location.backendState, token: "backend")
     } catch {
-      throw XbdError(error, during: "writing \(location.frontendState)")
+      throw XbdError(error, during: "watching \(location.backendState)")
     }
-    if state == .connected {
-      deadline = nil
-      graceDeadline = nil
-    }
+    let own = try state(location.frontendState)
+    written = own
+    perform(machine.handle(.resumed(own: own, backend: try backendState())))
   }
 
-  private func publish(assumeDefaults: Bool) throws(XbdError) {
-    graceDeadline = nil
-    let nodes = assumeDefaults ? [:] : try backendNodes()
-    let offered = try wellFormed { () throws(MalformedNode) in try TransportFeatures(nodes) }
-    let chosen = TransportParameters(options, offered)
-    transport = chosen
-    connections = []
-    do throws(XenError) {
-      for index in 0..<chosen.queueCount {
-        connections.append(
-          try QueueConnection(index: index, system, location.backendDomain, chosen, options, shared: shared))
-      }
-      let writer = TransportWriter(location: location, options: options, parameters: chosen)
-      try writer.write(connections, to: store)
-    } catch {
-      throw XbdError(error, during: "publishing the ring of \(location.frontend)")
+  /// Whether the toolstack has made the device anew, as it does when a domain is restored or has migrated: our own
+  /// state is not what we wrote, or the domain has another number (blkif.h says nothing of it; libxl does so).
+  private func wasRestored() throws(XbdError) -> Bool {
+    let domain = try bytes("domid")
+    if domain != self.domain {
+      self.domain = domain
+      return true
     }
-  }
-
-  private func connect() throws(XbdError) {
-    guard let transport else { return }
-    let nodes = try backendNodes()
-    let features = try wellFormed { () throws(MalformedNode) in try DeviceFeatures(nodes) }
-    self.features = features
-    var trusted = true
-    if let value = options.trusted {
-      trusted = value
-    } else if let value = try? store.read(location.frontend + "/" + Key.trusted) {
-      trusted = value != "0"
-    }
-    let gate = WriteGate()
-    var queues: [BlockQueue] = []
-    do throws(XenError) {
-      let sharing = try system.openGrantSharing()
-      for connection in connections {
-        queues.append(
-          try connection.makeQueue(
-            QueueParameters(location, options, transport, features, trusted: trusted), sharing, gate))
-      }
-    } catch {
-      throw XbdError(error, during: "sharing the first pages with domain \(location.backendDomain)")
-    }
-    shared.connect(queues: queues, features: features, transport: transport)
-  }
-
-  /// The backend says Connected again: the size may have changed (blkif.h: "sectors").
-  private func rereadSize() throws(XbdError) {
-    guard let old = features else { return }
-    let nodes = try backendNodes()
-    let sectors: UInt64
-    do throws(MalformedNode) {
-      sectors = try DeviceFeatures.sectorCount(nodes, sectorSize: old.sectorSize)
-    } catch {
-      // The device works as it is: no reason to take it from its users.
-      logger.warning("the backend's \(error) in \(location.backend): the size stays as it was")
-      return
-    }
-    guard sectors != old.sectorCount else { return }
-    features?.sectorCount = sectors
-    logger.notice("\(location.frontend): the size is now \(sectors) sectors of 512 bytes")
-    for connection in connections { connection.control.tell { $0.sectorCount = sectors } }
-    shared.resize(sectors)
-  }
-
-  /// Takes back everything that the backend could still use.
-  ///
-  /// The queues live on, refusing everything.
-  private func release() {
-    for connection in connections { connection.release() }
-    try? store.unwatch(location.backendState, token: "backend")
-    try? store.unwatch(location.frontend, token: "frontend")
-  }
-
-  // MARK: xenstore
-
-  private func wellFormed<Value>(
-    _ body: () throws(MalformedNode) -> Value
-  ) throws(XbdError) -> Value {
-    do throws(MalformedNode) {
-      return try body()
-    } catch {
-      throw XbdError(.malformed, "the backend's \(error) in \(location.backend)")
-    }
-  }
-
-  private func exists(_ path: String) throws(XbdError) -> Bool {
-    do throws(XenError) {
-      return try store.readBytes(path) != nil
-    } catch {
-      throw XbdError(error, during: "reading \(path)")
-    }
-  }
-
-  private func state(_ path: String) throws(XbdError) -> XenbusState {
-    do throws(XenError) {
-      guard let bytes = try store.readBytes(path), let number = try? Decimal.parse(bytes, in: 0...8) else {
-        return .unknown
-      }
-      return XenbusState(rawValue: UInt8(number)) ?? .unknown
-    } catch {
-      throw XbdError(error, during: "reading \(path)")
-    }
-  }
-
-  private func backendState() throws(XbdError) -> XenbusState { try state(location.backendState) }
-
-  private func backendNodes() throws(XbdError) -> Nodes {
-    do throws(XenError) {
-      return try location.nodes(of: location.backend, in: store)
-    } catch {
-      throw XbdError(error, during: "reading \(location.backend)")
-    }
+    guard let written, written != .initialising else { return false }
+    return try state(location.frontendState) == .initialising
   }
 }
 

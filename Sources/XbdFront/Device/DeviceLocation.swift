@@ -52,6 +52,11 @@ public struct DeviceLocation: Sendable, Equatable {
     }
   }
 
+  /// Looks again: after a migration the backend's path and domain may be others.
+  init(again location: DeviceLocation, in store: any XenStore) throws(XbdError) {
+    try self.init(path: location.frontend, location.device, in: store)
+  }
+
   private init(path: String, _ device: VirtualDevice, in store: any XenStore) throws(XbdError) {
     do throws(XenError) {
       guard let backend = try store.read(path + "/" + Key.backend), !backend.isEmpty else {

@@ -12,6 +12,8 @@ public enum DeviceState: Sendable, Equatable {
   case connecting
   /// Requests are served.
   case connected
+  /// The backend has gone; requests wait until one has connected again.
+  case reconnecting
   /// No new requests; those in flight are finished.
   case closing
   /// Closed in order.
@@ -30,6 +32,7 @@ final class DeviceShared: Sendable {
 
   private struct State {
     var state = DeviceState.connecting
+    var sectorCount: UInt64 = 0
     var messages: [DriverMessage] = []
     var onChange: (@Sendable (DeviceState) -> Void)?
     var onResize: (@Sendable (UInt64) -> Void)?
@@ -72,8 +75,15 @@ final class DeviceShared: Sendable {
   // MARK: From the control thread
 
   func connect(queues: [BlockQueue], features: DeviceFeatures, transport: TransportParameters) {
+    guarded.withLock { $0.sectorCount = features.sectorCount }
     set(.connected)
     outcome.put(.success(Connected(queues: queues, features: features, transport: transport)))
+  }
+
+  /// The queues go on; the device may have another size.
+  func reconnected(_ features: DeviceFeatures) {
+    set(.connected)
+    resize(features.sectorCount)
   }
 
   func fail(_ error: XbdError) {
@@ -90,8 +100,14 @@ final class DeviceShared: Sendable {
     tell?(new)
   }
 
+  /// Tells of a size that is a new one.
   func resize(_ sectors: UInt64) {
-    guarded.withLock { $0.onResize }?(sectors)
+    let tell = guarded.withLock { state -> (@Sendable (UInt64) -> Void)? in
+      guard state.sectorCount != sectors else { return nil }
+      state.sectorCount = sectors
+      return state.onResize
+    }
+    tell?(sectors)
   }
 
   func finished() {

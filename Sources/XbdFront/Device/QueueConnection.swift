@@ -8,52 +8,51 @@ internal import Platform
 internal import SystemPackage
 internal import Xen
 
-/// The shared resources of one queue.
+/// The shared resources of one queue, before the backend has connected to them.
 final class QueueConnection {
-  let index: Int
-  let channels: any EventChannels
   let port: EventChannelPort
   let ringPages: SharedPages
   let control: QueueControl
+  private let channels: any EventChannels
   private let backend: DomainID
-  /// Waits here until the queue is made.
+  /// Wait here until the backend has connected.
   private var ring: FrontRing?
+  private var pool: GrantPool?
 
-  /// Shares a ring and allocates an event channel.
+  /// Shares a ring and the pool's first pages, and allocates an event channel, all through handles of their own: after
+  /// a migration the old ones are of no use.
+  ///
+  /// The pool comes first into being here, and not when the backend has connected: a queue that finds no page could
+  /// never serve a request, and must not be offered.
   init(
-    index: Int, _ system: any XenSystem, _ backend: DomainID, _ parameters: TransportParameters,
-    _ options: FrontendOptions, shared: DeviceShared
+    control: QueueControl, _ system: any XenSystem, _ backend: DomainID, _ parameters: TransportParameters,
+    _ options: FrontendOptions
   ) throws(XenError) {
-    self.index = index
+    self.control = control
     self.backend = backend
     channels = try system.openEventChannels()
     port = try channels.bindUnbound(remote: backend)
-    ringPages = try system.openGrantSharing().share(
-      pages: 1 << parameters.ringPageOrder, with: backend, writable: true)
-    control = QueueControl(queue: index) { [weak shared] report in shared?.post(.report(report)) }
+    let sharing = try system.openGrantSharing()
+    ringPages = try sharing.share(pages: 1 << parameters.ringPageOrder, with: backend, writable: true)
     // The ring must be in order before the backend hears of it.
     ring = FrontRing(pages: ringPages.baseAddress, pageCount: ringPages.pageCount, abi: options.abi)
-  }
-
-  /// Makes the queue, with its first granted page: a pool without any could never serve a request.
-  func makeQueue(
-    _ parameters: QueueParameters, _ sharing: any GrantSharing, _ gate: WriteGate
-  ) throws(XenError) -> BlockQueue {
     var pool = GrantPool(
-      sharing: sharing, backend: backend, mode: parameters.grants, bound: parameters.poolPages)
+      sharing: sharing, backend: backend, mode: options.grants, bound: parameters.poolPagesPerQueue)
     guard let page = pool.take(1) else {
+      try? channels.unbind(port)
       throw XenError(.limitReached, pool.takeLimitMessage() ?? "no page can be shared")
     }
     pool.put(page)
-    guard let ring = ring.take() else { throw XenError(.invalid, "queue \(index) was connected before") }
-    let core = QueueCore(index: index, parameters: parameters, ring: ring, pool: pool, gate: gate)
-    do throws(Errno) {
-      return BlockQueue(
-        core: core, channels: channels, port: port, ringPages: ringPages, control: control,
-        wakeup: try EventCounter())
-    } catch {
-      throw XenError(errno: error, "making a queue's wake-up descriptor")
+    self.pool = consume pool
+  }
+
+  /// Makes what a queue works with, once.
+  func makeLink(_ parameters: QueueParameters) throws(XenError) -> QueueLink {
+    guard let ring = ring.take(), let pool = pool.take() else {
+      throw XenError(.invalid, "queue \(control.queue) was connected before")
     }
+    return QueueLink(
+      parameters: parameters, ring: ring, pool: pool, channels: channels, port: port, ringPages: ringPages)
   }
 
   /// Closes the event channel.
@@ -62,4 +61,30 @@ final class QueueConnection {
   func release() {
     try? channels.unbind(port)
   }
+}
+
+/// What a queue shares with one backend: handed over to its owner's thread, which takes it apart.
+final class QueueLink: @unchecked Sendable {
+  // SAFETY: made on the control thread, then used by the queue's owner alone.
+  let parameters: QueueParameters
+  let channels: any EventChannels
+  let port: EventChannelPort
+  let ringPages: SharedPages
+  private var ring: FrontRing?
+  private var pool: GrantPool?
+
+  init(
+    parameters: QueueParameters, ring: consuming FrontRing, pool: consuming GrantPool,
+    channels: any EventChannels, port: EventChannelPort, ringPages: SharedPages
+  ) {
+    self.parameters = parameters
+    self.ring = consume ring
+    self.pool = consume pool
+    self.channels = channels
+    self.port = port
+    self.ringPages = ringPages
+  }
+
+  func takeRing() -> FrontRing? { ring.take() }
+  func takePool() -> GrantPool? { pool.take() }
 }

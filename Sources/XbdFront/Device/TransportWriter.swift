@@ -15,10 +15,11 @@ struct TransportWriter {
   /// Writes everything and goes to Initialised.
   func write(_ connections: [QueueConnection], to store: any XenStore) throws(XenError) {
     try store.transaction { (transaction) throws(XenError) in
-      try removeStale(transaction)
+      try Self.removeStale(location, transaction)
       for connection in connections {
         let directory =
-          connections.count == 1 ? location.frontend : location.frontend + "/" + Key.queue(connection.index)
+          connections.count == 1
+          ? location.frontend : location.frontend + "/" + Key.queue(connection.control.queue)
         try write(connection, to: transaction, in: directory)
       }
       if connections.count > 1 {
@@ -56,7 +57,10 @@ struct TransportWriter {
     try transaction.write(location.frontend + "/" + key, String(value))
   }
 
-  private func removeStale(_ transaction: any XenStoreOperations) throws(XenError) {
+  /// Removes what names a ring.
+  static func removeStale(
+    _ location: DeviceLocation, _ transaction: any XenStoreOperations
+  ) throws(XenError) {
     for name in try transaction.list(location.frontend) ?? [] {
       let stale =
         name.hasPrefix(Key.ringRef) || name.hasPrefix("queue-")

@@ -101,6 +101,8 @@ struct GrantPool: ~Copyable {
   }
 
   deinit {
+    // Nobody can tell whether the backend still maps them: they are handed back empty (XSA-396).
+    for chunk in chunks + transient.values { Self.clear(chunk) }
     // The pages themselves go with `chunks`: unsharing is what SharedPages does on its end.
     addresses.deallocate()
     references.deallocate()
@@ -209,13 +211,34 @@ struct GrantPool: ~Copyable {
 
   private mutating func putTransient(_ list: PageList) {
     // Dropping the last reference unshares the pages.
-    transient[list.first] = nil
+    if let chunk = transient.removeValue(forKey: list.first) { Self.clear(chunk) }
     links[Int(list.last)] = unused.first
     if unused.count == 0 { unused.last = list.last }
     unused.first = list.first
     unused.count += list.count
     sharedPages -= Int(list.count)
     grantsEnded &+= UInt64(list.count)
+  }
+
+  /// Looks whether the domain's limit has been raised since it was met; if so, the pool may grow again.
+  mutating func tryToGrow() {
+    guard bound < capacity, mode == .persistent else {
+      // Nothing is kept that could be shared to find out: the next operations will.
+      bound = capacity
+      return
+    }
+    let old = bound
+    bound = capacity
+    if !grow(atLeast: 1) { bound = min(bound, max(old, 1)) }
+  }
+
+  /// A pool with nothing shared, in the place of one that is let go of.
+  func emptied() -> GrantPool {
+    GrantPool(sharing: sharing, backend: backend, mode: mode, bound: 1)
+  }
+
+  private static func clear(_ chunk: SharedPages) {
+    chunk.baseAddress.initializeMemory(as: UInt8.self, repeating: 0, count: chunk.pageCount * Page.size)
   }
 
   /// Takes the message about the domain's limit, once.

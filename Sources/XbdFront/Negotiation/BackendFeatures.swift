@@ -76,14 +76,16 @@ public struct DeviceFeatures: Equatable, Sendable {
   public var discard: DiscardLimits?
 
   /// Reads the properties of a connected backend's directory.
-  public init(_ nodes: Nodes) throws(MalformedNode) {
+  ///
+  /// - Parameter unit: what the backend counts `sectors` in.
+  public init(_ nodes: Nodes, unit: SectorsUnit = .bytes512) throws(MalformedNode) {
     // A sector larger than a granted page could not be changed in part, nor sent in one segment.
     sectorSize = Int(try number(nodes, Key.sectorSize, 512...4096) ?? 512)
     guard sectorSize.nonzeroBitCount == 1 else {
       throw MalformedNode(
         Key.sectorSize, nodes[Key.sectorSize], expected: "a power of two from 512 to 4096")
     }
-    sectorCount = try Self.sectorCount(nodes, sectorSize: sectorSize)
+    sectorCount = try Self.sectorCount(nodes, sectorSize: sectorSize, unit: unit)
     let physical = Int(try number(nodes, Key.physicalSectorSize, 0...(1 << 30)) ?? 0)
     physicalSectorSize = physical >= sectorSize && physical % sectorSize == 0 ? physical : sectorSize
     info = DiskInfo(rawValue: UInt32(try number(nodes, Key.info, 0...UInt64(UInt32.max)) ?? 0))
@@ -94,10 +96,16 @@ public struct DeviceFeatures: Equatable, Sendable {
   }
 
   /// Only the size, for a device that is in use while it is resized.
-  public static func sectorCount(_ nodes: Nodes, sectorSize: Int) throws(MalformedNode) -> UInt64 {
-    guard let sectors = try number(nodes, Key.sectors, 0...(UInt64(Int64.max) >> 9)) else {
-      throw MalformedNode(Key.sectors, nil, expected: "the size in 512-byte sectors")
+  ///
+  /// - Returns: it in 512-byte units, whatever the backend's are.
+  public static func sectorCount(
+    _ nodes: Nodes, sectorSize: Int, unit: SectorsUnit = .bytes512
+  ) throws(MalformedNode) -> UInt64 {
+    let shift = unit == .sectorSize ? sectorSize.trailingZeroBitCount : 9
+    guard let sectors = try number(nodes, Key.sectors, 0...(UInt64(Int64.max) >> UInt64(shift))) else {
+      throw MalformedNode(Key.sectors, nil, expected: "the size in \(1 << shift)-byte sectors")
     }
+    if unit == .sectorSize { return sectors << UInt64(shift - 9) }
     guard sectors % UInt64(sectorSize / 512) == 0 else {
       throw MalformedNode(
         Key.sectors, nodes[Key.sectors], expected: "a multiple of the sector size of \(sectorSize) bytes")

@@ -24,20 +24,47 @@ public struct FrontendOptions: Sendable {
   public var abi = ABI.native
   /// Overrides the toolstack's `trusted` node when set.
   public var trusted: Bool?
-  /// Use barriers and flushes, discards: off to see what a device is like without them.
+  /// Use FLUSH_DISKCACHE when the backend has it; off to see what a device is like without.
   public var useFlush = true
+  /// Use empty barriers to flush, when the backend has them and nothing better is to be used.
+  public var useBarrier = true
   /// Offer discard when the backend has it.
   public var useDiscard = true
+  /// Ask for every discard to be a secure one; without a backend that can, discard is not offered.
+  public var secureDiscard = false
+  /// What the backend counts `sectors` and the sectors of requests in, where its sectors are larger than 512 bytes.
+  public var sectorsUnit = SectorsUnit.bytes512
+  /// Whether to wait for another backend when this one goes, and give it what was in flight.
+  ///
+  /// Writes then pass through private memory, whatever `copy` says: the pages that a lost backend could write are not
+  /// given to the next one.
+  public var reconnects = false
+  /// How long requests may wait for another backend.
+  public var reconnectTimeout = Duration.seconds(60)
+  /// How long to wait between attempts to connect again.
+  public var reconnectPause = Duration.seconds(1)
   /// How long the backend may take for each step of the handshake.
   public var handshakeTimeout = Duration.seconds(30)
   /// How long the backend may stay at Initialising before the frontend goes ahead with default parameters, as
   /// blkif.h allows; some backends wait for it.
   public var initialisingGrace = Duration.seconds(2)
+  /// How long the backend may leave a request unanswered before the device is given up; nil waits for ever.
+  ///
+  /// Only where the owner of a queue keeps its time (`BlockQueue.keepTime`).
+  public var requestTimeout: Duration?
   /// How long closing may wait for requests in flight and for the backend.
   public var closeTimeout = Duration.seconds(10)
 
   /// The defaults.
   public init() {}
+}
+
+/// What a backend counts sectors in.
+public enum SectorsUnit: String, Sendable, CaseIterable {
+  /// 512 bytes, as blkif.h says since 2024.
+  case bytes512 = "512"
+  /// The logical sector, as FreeBSD's backend does: `sectors`, and where requests begin. Segments stay in 512 bytes.
+  case sectorSize = "sector-size"
 }
 
 /// What a device is connected with: the options brought down to the backend's features.

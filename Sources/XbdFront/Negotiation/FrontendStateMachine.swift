@@ -8,6 +8,8 @@
 //   waiting ───────────► published ─────────► connected ───────────► draining ───────────► closing ─► closed
 //      ▲   publish, own 3         connect, own 4                                   own 5        own 6
 //      └── resetting: an earlier user left its state behind (own 3, 4 or 5): 5, 6, then 1 again
+//
+// What happens when the backend goes and may come back is in FrontendStateMachine+Recovery.swift.
 
 public import Xen
 
@@ -29,6 +31,10 @@ public struct FrontendStateMachine: Sendable, Equatable {
     case connected
     /// No new requests; those in flight are waited for.
     case draining(byBackend: Bool)
+    /// The backend has gone; the queues let go of what they shared with it and keep their requests.
+    case suspending
+    /// An attempt to connect again has failed; the next one comes in a moment.
+    case pausing
     /// Own state Closing, the backend has not followed.
     case closing
     /// Own state Closed, the backend has not followed.
@@ -57,6 +63,18 @@ public struct FrontendStateMachine: Sendable, Equatable {
     case directoryRemoved
     /// The backend broke the protocol.
     case violation(String)
+    /// What the toolstack's `online` node says: false once it wants the device gone.
+    case online(Bool)
+    /// The backend's program has ended, whatever its state node says; the sentence says how.
+    case backendDied(String)
+    /// Every queue has let go.
+    case suspended
+    /// The domain was restored or migrated: the toolstack has made both directories anew.
+    case resumed(own: XenbusState, backend: XenbusState)
+    /// No backend has come back for as long as patience lasts.
+    case reconnectExpired(String)
+    /// xenstore does not answer any more.
+    case storeLost(XbdError)
   }
 
   /// What to do.
@@ -65,12 +83,20 @@ public struct FrontendStateMachine: Sendable, Equatable {
     case setState(XenbusState)
     /// Share rings, allocate event channels, write everything and state Initialised in one transaction.
     case publish(assumeDefaults: Bool)
-    /// Read the device's properties and make the queues usable.
+    /// Read the device's properties and make the queues, or what they need to go on.
     case connect
+    /// Give the queues to whoever waits for them: requests flow.
+    case serve
     /// Read the size again.
     case rereadSize
     /// Refuse new requests and report when those in flight have ended.
     case drain
+    /// Put no more requests into the ring, and report when those in flight have been answered.
+    case hold
+    /// Let go of the rings, keep the requests: they will go to another ring.
+    case suspend
+    /// Let go of a ring that was published and never connected.
+    case abandon
     /// End everything in flight with an error: nobody will answer.
     case failInFlight
     /// Let go of rings, pages and event channels.
@@ -79,22 +105,48 @@ public struct FrontendStateMachine: Sendable, Equatable {
     case startTimer
     /// Wait for the grace period in case the backend stays at Initialising.
     case startGraceTimer
+    /// Wait for the next try to connect again.
+    case startPauseTimer
+    /// Wait until it is no use to hope for a backend any more.
+    case startReconnectTimer
+    /// Tell a person what has happened; the device goes on.
+    case note(XbdError)
     /// The handshake or the device has failed; tell whoever waits.
     case fail(XbdError)
   }
 
   /// Where the frontend stands.
-  public private(set) var phase = Phase.idle
+  public internal(set) var phase = Phase.idle
   /// The backend's state as last seen.
-  public private(set) var backend = XenbusState.unknown
+  public internal(set) var backend = XenbusState.unknown
+  /// Whether a backend that goes is waited for.
+  public let reconnects: Bool
+  /// Whether the device was connected and is to be connected again.
+  public internal(set) var isRecovering = false
+  /// The backend's state node was last written by one that is dead: only a change of it means anything.
+  var backendIsDead = false
+  /// The toolstack does not want the device gone.
+  var isOnline = true
+  /// The backend broke the protocol: it gets a moment to come to its senses.
+  var mustPause = false
+  /// The states after a migration, while the queues let go.
+  var resumedOwn: XenbusState?
 
   /// A machine that has seen nothing.
-  public init() {}
+  ///
+  /// - Parameter reconnects: whether a backend that goes is waited for.
+  public init(reconnects: Bool = false) {
+    self.reconnects = reconnects
+  }
 
   /// Takes one event.
   ///
   /// - Returns: what to do, in order.
   public mutating func handle(_ event: Event) -> [Action] {
+    if phase == .connected, isRecovering {
+      // Unless one of the actions that connect failed, they have worked.
+      if case .actionFailed = event {} else { isRecovering = false }
+    }
     switch event {
     case .started(let own, let backend):
       self.backend = backend
@@ -106,11 +158,12 @@ public struct FrontendStateMachine: Sendable, Equatable {
       guard phase == .waitingForBackend, backend == .initialising else { return [] }
       return publish(assumeDefaults: true)
     case .timedOut:
-      return timedOut()
+      return isRecovering ? recoveryTimedOut() : timedOut()
     case .closeRequested:
-      return closeRequested()
+      return isRecovering ? endRecovery() : closeRequested()
     case .drained:
       guard case .draining(let byBackend) = phase else { return [] }
+      if isRecovering { return suspend() }
       if byBackend {
         phase = .closed
         return [.setState(.closed), .startTimer] + backendMoved()
@@ -118,6 +171,8 @@ public struct FrontendStateMachine: Sendable, Equatable {
       phase = .closing
       return [.setState(.closing), .startTimer] + backendMoved()
     case .actionFailed(let error):
+      return isRecovering && phase != .pausing ? retry(error) : fail(error)
+    case .storeLost(let error):
       return fail(error)
     case .directoryRemoved:
       guard phase != .finished else { return [] }
@@ -127,18 +182,28 @@ public struct FrontendStateMachine: Sendable, Equatable {
         .fail(XbdError(.backendGone, "the device was removed: its xenstore directory is gone")),
       ]
     case .violation(let sentence):
-      guard phase == .connected || isDraining else { return [] }
-      phase = .closing
-      return [.fail(XbdError(.violation, sentence)), .setState(.closing), .startTimer] + backendMoved()
+      return violated(XbdError(.violation, sentence))
+    case .online(let online):
+      isOnline = online
+      return []
+    case .backendDied(let sentence):
+      return died(XbdError(.backendGone, sentence))
+    case .suspended:
+      return phase == .suspending ? queuesLetGo() : []
+    case .resumed(let own, let backend):
+      self.backend = backend
+      return resumed(own)
+    case .reconnectExpired(let sentence):
+      return isRecovering ? fail(XbdError(.timedOut, sentence)) : []
     }
   }
 
-  private var isDraining: Bool {
+  var isDraining: Bool {
     if case .draining = phase { return true }
     return false
   }
 
-  private mutating func start(_ own: XenbusState) -> [Action] {
+  mutating func start(_ own: XenbusState) -> [Action] {
     switch own {
     case .initialised, .connected, .initWait, .closing, .reconfiguring, .reconfigured:
       // Nobody resets the state of a frontend that died.
@@ -149,12 +214,13 @@ public struct FrontendStateMachine: Sendable, Equatable {
     }
   }
 
-  private mutating func beginWaiting() -> [Action] {
+  mutating func beginWaiting() -> [Action] {
     phase = .waitingForBackend
     return [.setState(.initialising), .startTimer, .startGraceTimer] + backendMoved()
   }
 
-  private mutating func backendMoved() -> [Action] {
+  mutating func backendMoved() -> [Action] {
+    if isRecovering { return backendMovedInRecovery() }
     switch (phase, backend) {
     case (.resettingClosing, .closing), (.resettingClosing, .closed), (.resettingClosing, .initialising),
       (.resettingClosing, .initWait), (.resettingClosing, .unknown):
@@ -167,11 +233,12 @@ public struct FrontendStateMachine: Sendable, Equatable {
       (.waitingForBackend, .connected):
       return publish(assumeDefaults: false)
     case (.waitingForBackend, .unknown):
-      return fail(XbdError(.backendGone, "the backend has no state node: its directory is gone"))
+      return fail(
+        XbdError(.backendGone, "the backend has no state node that may be read: its directory is gone"))
 
     case (.published, .connected):
       phase = .connected
-      return [.connect, .setState(.connected)]
+      return [.connect, .setState(.connected), .serve]
     case (.published, .closing), (.published, .closed), (.published, .unknown):
       return fail(
         XbdError(.backendGone, "the backend went to state \(backend) instead of connecting"))
@@ -179,10 +246,14 @@ public struct FrontendStateMachine: Sendable, Equatable {
     case (.connected, .connected):
       return [.rereadSize]
     case (.connected, .closing):
+      if reconnects, isOnline { return drainAndWait() }
       phase = .draining(byBackend: true)
       return [.drain, .startTimer]
     case (.connected, .closed), (.connected, .unknown), (.connected, .initialising), (.connected, .initWait),
       (.draining, .closed), (.draining, .unknown):
+      if reconnects, isOnline, phase == .connected {
+        return lose(XbdError(.backendGone, "the backend left without closing: it is at state \(backend)"))
+      }
       phase = .closed
       return [
         .failInFlight,
@@ -201,12 +272,12 @@ public struct FrontendStateMachine: Sendable, Equatable {
     }
   }
 
-  private mutating func publish(assumeDefaults: Bool) -> [Action] {
+  mutating func publish(assumeDefaults: Bool) -> [Action] {
     phase = .published
     return [.publish(assumeDefaults: assumeDefaults), .startTimer] + backendMoved()
   }
 
-  private mutating func closeRequested() -> [Action] {
+  mutating func closeRequested() -> [Action] {
     switch phase {
     case .connected:
       phase = .draining(byBackend: false)
@@ -217,12 +288,12 @@ public struct FrontendStateMachine: Sendable, Equatable {
     case .waitingForBackend, .published, .resettingClosing, .resettingClosed:
       phase = .closing
       return [.setState(.closing), .startTimer] + backendMoved()
-    case .draining, .closing, .closed, .finished:
+    case .suspending, .pausing, .draining, .closing, .closed, .finished:
       return []
     }
   }
 
-  private mutating func timedOut() -> [Action] {
+  mutating func timedOut() -> [Action] {
     switch phase {
     case .resettingClosing, .resettingClosed:
       // A backend that is still connected is so to the earlier user's ring, and would never look at ours.
@@ -238,22 +309,27 @@ public struct FrontendStateMachine: Sendable, Equatable {
     case .published:
       return fail(
         XbdError(.timedOut, "the backend stays at state \(backend) and does not connect to the ring"))
-    case .draining(let byBackend):
-      phase = byBackend ? .closed : .closing
-      return [.failInFlight, .setState(byBackend ? .closed : .closing), .startTimer] + backendMoved()
+    case .draining:
+      // Who does not answer will not follow either.
+      phase = .closed
+      return [
+        .failInFlight,
+        .fail(XbdError(.timedOut, "the backend does not answer what is in flight; it has failed")),
+        .setState(.closing), .setState(.closed), .startTimer,
+      ] + backendMoved()
     case .closing:
       phase = .closed
       return [.setState(.closed), .startTimer] + backendMoved()
     case .closed:
       phase = .finished
       return [.release]
-    case .idle, .connected, .finished:
+    case .idle, .connected, .suspending, .pausing, .finished:
       return []
     }
   }
 
   /// Something went wrong before the device was of use: close what there is.
-  private mutating func fail(_ error: XbdError) -> [Action] {
+  mutating func fail(_ error: XbdError) -> [Action] {
     guard phase != .finished else { return [] }
     phase = .finished
     return [.fail(error), .failInFlight, .setState(.closing), .setState(.closed), .release]

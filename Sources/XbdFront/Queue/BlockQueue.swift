@@ -25,9 +25,9 @@ public protocol InlineBackend: AnyObject, Sendable {
 public final class BlockQueue: @unchecked Sendable {
   // SAFETY: the core is touched by the owner thread only; `wakeup` and `control` are safe from any thread.
   private let core: UnsafeMutablePointer<QueueCore>
-  private let channels: any EventChannels
-  private let port: EventChannelPort
-  private let ringPages: SharedPages
+  private var channels: any EventChannels
+  private var port: EventChannelPort
+  private var ringPages: SharedPages
   private let wakeup: EventCounter
   let control: QueueControl
   private var inlineBackend: (any InlineBackend)?
@@ -36,11 +36,33 @@ public final class BlockQueue: @unchecked Sendable {
   private var isArmed = false
   private var maskedPort = false
   private var reportedViolation = false
+  private var lastComplaint = ""
 
   /// Called from `poll` for every operation that ended.
   ///
   /// The callback may begin, submit, cancel and release.
   public var onCompletion: (Completion) -> Void = { _ in }
+
+  /// Called from `poll` when the device has been connected again; a backend on this thread is to be given anew.
+  public var onReconnect: () -> Void = {}
+
+  /// Called from `poll` when `descriptors` are others than before: the device has been connected again.
+  ///
+  /// The first is closed after the call.
+  public var onDescriptorsChange: (_ removed: [Int32], _ added: [Int32]) -> Void = { _, _ in }
+
+  /// Makes a queue of what its device has connected.
+  ///
+  /// - Returns: nil when the link was used before, or there is no descriptor for the wake-up.
+  convenience init?(_ link: QueueLink, control: QueueControl, gate: WriteGate) {
+    guard let ring = link.takeRing(), let pool = link.takePool(), let wakeup = try? EventCounter() else {
+      return nil
+    }
+    self.init(
+      core: QueueCore(
+        index: control.queue, parameters: link.parameters, ring: ring, pool: pool, gate: gate),
+      channels: link.channels, port: link.port, ringPages: link.ringPages, control: control, wakeup: wakeup)
+  }
 
   init(
     core: consuming QueueCore, channels: any EventChannels, port: EventChannelPort, ringPages: SharedPages,
@@ -126,12 +148,15 @@ public final class BlockQueue: @unchecked Sendable {
         ended = true
         onCompletion(completion)
       }
-      if wasEvent, !answered { core.pointee.counters.spuriousEvents &+= 1 }
+      if wasEvent, !answered {
+        core.pointee.counters.spuriousEvents &+= 1
+        core.pointee.time.emptyEvent()
+      }
       wasEvent = false
       if !served && !answered && !core.pointee.hasWork { break }
     }
     reportTrouble()
-    if control.isDraining, core.pointee.unfinished == 0 { control.reportDrained() }
+    if control.isDraining, core.pointee.isQuiet { control.reportDrained() }
     return ended
   }
 
@@ -145,15 +170,30 @@ public final class BlockQueue: @unchecked Sendable {
     if core.pointee.hasWork { return false }
     if inlineBackend != nil { return !control.hasNews }
     isArmed = true
-    if maskedPort {
-      maskedPort = false
-      do throws(XenError) { try channels.unmask(port) } catch { control.send(error.message) }
-    }
+    // Nothing that a backend sends to a broken queue is of interest.
     guard !core.pointee.isDead else { return !control.hasNews }
+    if maskedPort { letEventsThrough() }
     return core.pointee.ring.armNotification() && !control.hasNews
   }
 
-  /// Descriptors that become readable when `poll` should be called; constant once the queue is connected.
+  /// Tells the queue the time, for what nothing else tells it: a backend that was not notified, or does not answer,
+  /// or sends events for nothing.
+  ///
+  /// Called before the thread sleeps and after, with a look at the clock that its loop takes anyway. An owner that
+  /// never calls it gets a queue without timeouts, repeated notifications and protection from storms of events.
+  ///
+  /// - Parameter now: the monotonic clock in nanoseconds; it need not be exact.
+  /// - Returns: when to call `poll` and this again, at the latest; nil when only descriptors matter.
+  public func keepTime(_ now: UInt64) -> UInt64? {
+    let duty = core.pointee.keepTime(now)
+    if duty.mustKick, inlineBackend == nil {
+      core.pointee.counters.notificationsRepeated &+= 1
+      notify()
+    }
+    return duty.next == .max ? nil : duty.next
+  }
+
+  /// Descriptors that become readable when `poll` should be called; `onDescriptorsChange` tells of others.
   ///
   /// Events of a backend on this thread say nothing that `poll` does not see: nobody takes them, so a thread that
   /// waited for them would never sleep again.
@@ -174,7 +214,7 @@ public final class BlockQueue: @unchecked Sendable {
 
   /// Lets a backend of the same process run on this queue's thread.
   ///
-  /// Before the first `poll`.
+  /// Before the first `poll`, or from `onReconnect`.
   public func runInline(_ backend: any InlineBackend) { inlineBackend = backend }
 
   // MARK: Facts
@@ -185,9 +225,10 @@ public final class BlockQueue: @unchecked Sendable {
   /// What the queue has done so far.
   public var counters: QueueCounters {
     var counters = core.pointee.counters
-    counters.grantsMade = core.pointee.pool.grantsMade
-    counters.grantsEnded = core.pointee.pool.grantsEnded
-    counters.grantsReused = core.pointee.pool.grantsReused
+    // What earlier pools did is in the counters already.
+    counters.grantsMade &+= core.pointee.pool.grantsMade
+    counters.grantsEnded &+= core.pointee.pool.grantsEnded
+    counters.grantsReused &+= core.pointee.pool.grantsReused
     counters.poolHighWater = UInt64(core.pointee.pool.highWater)
     counters.poolPages = UInt64(core.pointee.pool.sharedPages)
     counters.poolBound = UInt64(core.pointee.pool.bound)
@@ -213,10 +254,31 @@ public final class BlockQueue: @unchecked Sendable {
     switch core.pointee.ring.publish() {
     case .required:
       core.pointee.counters.notificationsSent &+= 1
-      do throws(XenError) { try channels.notify(port) } catch { control.send(error.message) }
+      notify()
     case .notRequired:
       core.pointee.counters.notificationsSuppressed &+= 1
     }
+  }
+
+  private func notify() {
+    do throws(XenError) { try channels.notify(port) } catch { complain(error.message) }
+  }
+
+  /// Unmasks the port, unless its events have brought nothing for a while: then they wait (XSA-391).
+  private func letEventsThrough() {
+    if core.pointee.time.isHolding {
+      core.pointee.counters.eventsHeldBack &+= 1
+      return
+    }
+    maskedPort = false
+    do throws(XenError) { try channels.unmask(port) } catch { complain(error.message) }
+  }
+
+  /// Reports a failure of the seam, but not the same one for each request.
+  private func complain(_ message: String) {
+    guard message != lastComplaint else { return }
+    lastComplaint = message
+    control.send(message)
   }
 
   /// Takes the events that woke us; the port stays masked until the ring has been looked through.
@@ -231,7 +293,7 @@ public final class BlockQueue: @unchecked Sendable {
         core.pointee.counters.events &+= 1
       }
     } catch {
-      control.send(error.message)
+      complain(error.message)
     }
     return any
   }
@@ -241,12 +303,43 @@ public final class BlockQueue: @unchecked Sendable {
     let news = control.takeNews()
     if let sectors = news.sectorCount { core.pointee.parameters.sectorCount = sectors }
     if let refusal = news.refusal { core.pointee.refusal = refusal }
+    if news.hold { core.pointee.isHolding = true }
     if let status = news.failEverything { core.pointee.giveUp(status) }
+    if news.suspend { unlink() }
+    if let link = news.link { relink(link) }
+    if news.growPool { core.pointee.pool.tryToGrow() }
     news.wantsCounters?.put(counters)
   }
 
+  /// Lets go of the ring, the granted pages and the event channel.
+  private func unlink() {
+    try? channels.unbind(port)
+    maskedPort = false
+    core.pointee.suspend()
+    control.reportSuspended()
+  }
+
+  /// Goes on with another ring.
+  private func relink(_ link: QueueLink) {
+    guard let ring = link.takeRing(), let pool = link.takePool() else { return }
+    let before = descriptors
+    let old = channels
+    channels = link.channels
+    port = link.port
+    ringPages = link.ringPages
+    inlineBackend = nil
+    isArmed = false
+    maskedPort = false
+    reportedViolation = false
+    core.pointee.resume(parameters: link.parameters, ring: ring, pool: pool)
+    onReconnect()
+    let after = descriptors
+    onDescriptorsChange(before.filter { !after.contains($0) }, after.filter { !before.contains($0) })
+    withExtendedLifetime(old) {}
+  }
+
   private func reportTrouble() {
-    if let message = core.pointee.pool.takeLimitMessage() { control.send(message) }
+    if let message = core.pointee.pool.takeLimitMessage() { control.sendLimit(message) }
     if !reportedViolation, let violation = core.pointee.broken {
       reportedViolation = true
       control.send(violation)

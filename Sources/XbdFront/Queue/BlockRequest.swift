@@ -25,6 +25,8 @@ public struct BlockRequest: Sendable {
   public var command: Command
   /// Durable before it completes; by a flush behind it where the backend has nothing better.
   public var forceUnitAccess: Bool
+  /// A discard after which nothing can read what was there (BLKIF_DISCARD_SECURE); refused by devices that cannot.
+  public var isSecure = false
   /// The first byte.
   public var byteOffset: UInt64
   /// How many bytes; up to 64 MiB for a read or write.

@@ -13,8 +13,16 @@ struct QueueNews {
   var sectorCount: UInt64?
   /// New operations are refused with this.
   var refusal: OperationStatus?
+  /// Nothing more goes into the ring.
+  var hold = false
   /// Everything in flight ends with this: nobody will answer any more.
   var failEverything: OperationStatus?
+  /// Let go of the ring and everything shared, keep the requests.
+  var suspend = false
+  /// What to go on with after that.
+  var link: QueueLink?
+  /// Look whether the domain's limit has been raised.
+  var growPool = false
   /// Somebody wants to know what was counted so far.
   var wantsCounters: Handoff<QueueCounters>?
 }
@@ -23,6 +31,10 @@ struct QueueNews {
 enum QueueReport: Sendable {
   /// Nothing is in flight any more, and nothing new is taken on.
   case drained(queue: Int)
+  /// The ring and everything shared has been let go of.
+  case suspended(queue: Int)
+  /// The domain's limit made the pool smaller than it was meant to be.
+  case limit(queue: Int, String)
   /// The backend broke the protocol.
   case violation(queue: Int, ProtocolViolation)
   /// Something a person should know.
@@ -57,10 +69,14 @@ final class QueueControl: Sendable {
     wakeQueue.withLock { $0() }
   }
 
-  /// Refuses new operations and asks for a report when those in flight have ended.
-  func drain(refusing status: OperationStatus) {
+  /// Asks for a report when what is in flight has ended.
+  ///
+  /// - Parameter status: new operations are refused with it; with nil they wait, and so does what is not in the ring.
+  func drain(refusing status: OperationStatus?) {
     draining.store(true, ordering: .releasing)
-    tell { $0.refusal = status }
+    tell {
+      if let status { $0.refusal = status } else { $0.hold = true }
+    }
   }
 
   // MARK: From the queue's thread
@@ -82,6 +98,12 @@ final class QueueControl: Sendable {
     report(.drained(queue: queue))
   }
 
+  func reportSuspended() {
+    draining.store(false, ordering: .relaxed)
+    report(.suspended(queue: queue))
+  }
+
+  func sendLimit(_ message: String) { report(.limit(queue: queue, message)) }
   func send(_ violation: ProtocolViolation) { report(.violation(queue: queue, violation)) }
   func send(_ message: String) { report(.message(message)) }
 }

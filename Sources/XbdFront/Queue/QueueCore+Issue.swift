@@ -11,6 +11,7 @@ internal import Xen
 extension QueueCore {
   /// Puts as much as possible of what is pending into the ring: in order, but the large ones in turns.
   mutating func issuePending() {
+    guard !isDead, !isHolding else { return }
     while !pending.isEmpty {
       let slot = pending.first
       guard issue(slot) else { return }
@@ -141,7 +142,7 @@ extension QueueCore {
     let isRead = operation.pointee.command == .read || role == .edge
     let wire: BlockOperation = isRead ? .read : .write
     let segments = pageCount(count)
-    let sector = (operation.pointee.alignedOffset + offset) >> 9
+    let sector = (operation.pointee.alignedOffset + offset) >> parameters.sectorShift
     let id = record(
       slot, wire, role, offset: offset, count: count, own: own, indirect: indirect)
     let request = ring.enqueue()
@@ -201,6 +202,7 @@ extension QueueCore {
     request.pointee.count = count
     request.pointee.pages = own
     request.pointee.indirectPages = indirect
+    request.pointee.issuedAt = time.now
     let operation = operations + Int(slot)
     operation.pointee.outstanding += 1
     return inFlight.id(place)
@@ -248,7 +250,8 @@ extension QueueCore {
   /// Discards the whole extents in an operation's range; parts of extents are left alone.
   private mutating func issueDiscard(_ slot: Int32) -> Bool {
     let operation = operations + Int(slot)
-    guard let limits = parameters.discard else {
+    let secure = operation.pointee.isSecure || parameters.secureDiscard
+    guard let limits = parameters.discard, limits.secure || !secure else {
       operation.pointee.status = .notSupported
       return true
     }
@@ -261,7 +264,9 @@ extension QueueCore {
     guard hasRingSlot() else { return false }
     let id = record(slot, .discard, .discard)
     ring.enqueue().setDiscard(
-      id: id, handle: parameters.handle, sector: first >> 9, sectorCount: (stop - first) >> 9)
+      id: id, handle: parameters.handle, sector: first >> parameters.sectorShift,
+      sectorCount: (stop - first) >> parameters.sectorShift,
+      secure: secure)
     counters.directRequests &+= 1
     return true
   }

@@ -25,6 +25,7 @@ extension QueueCore {
           return true
         }
       }
+      if count > 0 { time.progress() }
       return count > 0
     } catch {
       breakDown(.ring(error))

@@ -32,6 +32,8 @@ struct QueueCore: ~Copyable {
   let operations: UnsafeMutablePointer<OperationRecord>
   let gate: WriteGate
   var counters = QueueCounters()
+  /// What the time says of the backend.
+  var time: StallWatch
 
   /// Free places in the operation table, last in, first out.
   var freeOperation: Int32 = 0
@@ -55,11 +57,13 @@ struct QueueCore: ~Copyable {
   var hasWork = false
   /// Operations submitted and not reported.
   var unfinished = 0
-  /// Set once; everything fails from then on.
+  /// Set when the backend broke the protocol; everything fails until the device is connected again.
   var broken: ProtocolViolation?
-  /// Set once, when the queue is broken or given up: the ring is looked at no more, and no page of it is used
-  /// again, because the backend may still be writing.
+  /// Set when the queue is broken or given up, or has no ring until the device is connected again: the ring is looked
+  /// at no more, and no page of it is used again, because the backend may still be writing.
   var isDead = false
+  /// Nothing more goes into the ring: the backend is closing, and another one is waited for.
+  var isHolding = false
   /// What new operations fail with: the device is closing or gone.
   var refusal: OperationStatus?
 
@@ -73,6 +77,7 @@ struct QueueCore: ~Copyable {
     self.ring = ring
     self.pool = pool
     self.gate = gate
+    time = StallWatch(timeout: parameters.requestTimeout?.nanoseconds ?? 0)
     operations = .allocate(capacity: Self.operationCapacity)
     operations.initialize(repeating: OperationRecord(), count: Self.operationCapacity)
     for slot in 0..<Self.operationCapacity {
@@ -103,6 +108,7 @@ struct QueueCore: ~Copyable {
     operation.pointee.next = nextFree
     operation.pointee.command = request.command
     operation.pointee.forceUnitAccess = request.forceUnitAccess
+    operation.pointee.isSecure = request.isSecure
     operation.pointee.tag = tag
     operation.pointee.status = check(request)
     if operation.pointee.status == .okay, request.command != .flush {
@@ -140,11 +146,16 @@ struct QueueCore: ~Copyable {
     case .write, .writeZeroes, .discard:
       if parameters.isReadOnly { return .readOnly }
       if request.forceUnitAccess, parameters.flush == .none { return .notSupported }
-      if request.command == .discard, parameters.discard == nil { return .notSupported }
+      if request.command == .discard, !canDiscard(securely: request.isSecure) { return .notSupported }
       return request.command == .write && request.byteCount > Self.maxByteCount ? .outOfRange : .okay
     case .flush:
       return .okay
     }
+  }
+
+  private func canDiscard(securely: Bool) -> Bool {
+    guard let discard = parameters.discard else { return false }
+    return discard.secure || !securely
   }
 
   /// Finds the memory that an operation's payload passes through.
@@ -162,7 +173,9 @@ struct QueueCore: ~Copyable {
       return !isUnaligned || giveBuffer(operation, 2 * parameters.sectorSize, cleared: true)
     }
     let pages = (count + Page.size - 1) >> Page.shift
-    if parameters.copy == .direct, command == .read || !isUnaligned, pages * 3 <= pool.bound {
+    if parameters.copy == .direct, command == .read || !(isUnaligned || parameters.keepsWrites),
+      pages * 3 <= pool.bound, !isDead
+    {
       let share = pool.bound * 3 / 4
       if operationPages + pages <= share, let list = pool.take(pages) {
         operation.pointee.pages = list
@@ -182,7 +195,7 @@ struct QueueCore: ~Copyable {
     return giveBuffer(operation, count, cleared: false)
   }
 
-  private mutating func giveBuffer(
+  mutating func giveBuffer(
     _ operation: UnsafeMutablePointer<OperationRecord>, _ size: Int, cleared: Bool
   ) -> Bool {
     guard let buffer = buffers.take(size) else { return false }
@@ -296,6 +309,9 @@ struct QueueCore: ~Copyable {
       counters.bouncedOperations &+= 1
     }
   }
+
+  /// Nothing is under way that the device would have to wait for before it closes.
+  var isQuiet: Bool { isHolding ? inFlight.count == 0 : unfinished == 0 }
 
   // MARK: Lists
 

@@ -60,12 +60,16 @@ public struct QueueCounters: Sendable, Equatable {
 
   /// Notifications sent to the backend.
   public var notificationsSent: UInt64 = 0
+  /// Notifications repeated because nothing was answered for a while.
+  public var notificationsRepeated: UInt64 = 0
   /// Times that the ring was published without one, because the backend was awake.
   public var notificationsSuppressed: UInt64 = 0
   /// Events received.
   public var events: UInt64 = 0
   /// Events with no response behind them.
   public var spuriousEvents: UInt64 = 0
+  /// Times that the port was kept masked for a while because events came without responses.
+  public var eventsHeldBack: UInt64 = 0
 
   /// Operations that had to wait because the ring was full.
   public var waitsForRing: UInt64 = 0
@@ -75,6 +79,11 @@ public struct QueueCounters: Sendable, Equatable {
   public var waitsForOperations: UInt64 = 0
   /// Operations that waited for an unaligned write, or as one.
   public var waitsForSectors: UInt64 = 0
+
+  /// Times that the device was connected again.
+  public var reconnections: UInt64 = 0
+  /// Operations that were in flight then and have been put into another ring.
+  public var resubmissions: UInt64 = 0
 
   /// All zero.
   public init() {}

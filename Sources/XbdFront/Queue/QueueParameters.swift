@@ -45,6 +45,8 @@ public struct QueueParameters: Sendable {
   public var hasBarrier: Bool
   /// How to discard; nil when the backend does not.
   public var discard: DiscardLimits?
+  /// Whether discards are asked to be secure ones.
+  public var secureDiscard = false
   /// Whether the backend may see what earlier requests left in a page (`trusted`, XSA-403).
   public var trusted: Bool
   /// How payloads travel.
@@ -53,6 +55,13 @@ public struct QueueParameters: Sendable {
   public var grants: GrantMode
   /// The most pages the queue's pool may have.
   public var poolPages: Int
+  /// Whether what is written is kept in private memory until it is answered, because another backend may have to be
+  /// given it (`FrontendOptions.reconnects`).
+  public var keepsWrites = false
+  /// log2 of what the wire counts sectors in: 9, except for backends that count in the logical sector.
+  public var sectorShift: UInt64 = 9
+  /// The longest a request may stay unanswered; nil for as long as it likes.
+  public var requestTimeout: Duration?
 }
 
 extension QueueParameters {
@@ -68,13 +77,17 @@ extension QueueParameters {
     sectorCount = features.sectorCount
     sectorSize = features.sectorSize
     isReadOnly = features.info.contains(.readOnly) || features.info.contains(.cdrom)
-    hasBarrier = options.useFlush && features.barrier
-    flush =
-      !options.useFlush ? .none : features.flushCache ? .flushCache : features.barrier ? .barrier : .none
+    hasBarrier = options.useBarrier && features.barrier
+    flush = options.useFlush && features.flushCache ? .flushCache : hasBarrier ? .barrier : .none
     discard = options.useDiscard ? features.discard : nil
+    if options.secureDiscard, discard?.secure != true { discard = nil }
+    secureDiscard = options.secureDiscard
     self.trusted = trusted
     copy = options.copy
     grants = options.grants
     poolPages = transport.poolPagesPerQueue
+    keepsWrites = options.reconnects
+    sectorShift = options.sectorsUnit == .sectorSize ? UInt64(sectorSize.trailingZeroBitCount) : 9
+    requestTimeout = options.requestTimeout
   }
 }

@@ -34,6 +34,8 @@ struct OperationRecord {
   var step = Step.main
   var command = BlockRequest.Command.read
   var forceUnitAccess = false
+  /// A discard that has to be a secure one.
+  var isSecure = false
   /// Begins or ends inside a sector.
   var isUnaligned = false
   /// Counted by the write gate.
@@ -115,10 +117,12 @@ struct InFlightRecord {
   var pages = PageList()
   /// Pages that list the segments.
   var indirectPages = PageList()
+  /// When it was put into the ring, as the queue last heard the time.
+  var issuedAt: UInt64 = 0
   var nextFree: Int32 = -1
 }
 
-/// How the backend broke the block protocol.
+/// How the backend broke the block protocol, or the patience of its user.
 ///
 /// The device is of no use until it is connected again.
 public enum ProtocolViolation: Error, Equatable, Sendable, CustomStringConvertible {
@@ -130,6 +134,8 @@ public enum ProtocolViolation: Error, Equatable, Sendable, CustomStringConvertib
   case notInFlight(UInt64)
   /// A response carries another operation than its request.
   case wrongOperation(expected: UInt8, got: UInt8)
+  /// Requests have been in flight for longer than the user allows; the oldest in words.
+  case unanswered(outstanding: Int, oldest: String, seconds: UInt64)
 
   /// A sentence with the numbers.
   public var description: String {
@@ -139,6 +145,9 @@ public enum ProtocolViolation: Error, Equatable, Sendable, CustomStringConvertib
     case .notInFlight(let id): "the backend answered request id \(id), which is not in flight"
     case .wrongOperation(let expected, let got):
       "the backend answered operation \(expected) as operation \(got)"
+    case .unanswered(let outstanding, let oldest, let seconds):
+      "the backend left \(outstanding == 1 ? "a request" : "\(outstanding) requests") unanswered, the oldest, "
+        + "\(oldest), for \(seconds) s"
     }
   }
 }

@@ -30,6 +30,10 @@ public struct LibXenSystem: XenSystem {
     "libxen \(xenStoreSocket ?? getenv("XENSTORED_PATH").map { String(cString: $0) } ?? "")"
   }
 
+  /// This machine's kernel is in the same domain, unless the libraries are a preloaded drop-in's: their domain has no
+  /// devices of the machine's own xenbus.
+  public var sharesDevicesWithKernel: Bool { true }
+
   /// Opens /dev/xen/gntalloc.
   public func openGrantSharing() throws(XenError) -> any GrantSharing { try LibXenGrantSharing() }
 

@@ -7,55 +7,6 @@ internal import Platform
 internal import SystemPackage
 public import Xen
 
-/// A block device to attach: what libxl's device_disk_add writes for it (see docs/loopback.md).
-public struct LoopbackBlockDevice: Sendable {
-  /// The device number, such as 51728 for xvdb.
-  public var virtualDevice: UInt32
-  /// The domain that uses the device.
-  public var frontend: DomainID
-  /// The domain that provides it.
-  public var backend: DomainID
-  /// The kind of backend, which is a directory in xenstore: "vbd", "qdisk", "vbd3" and so on.
-  public var kind: String
-  /// The device's name for people, such as "xvdb".
-  public var name: String
-  /// What the backend opens; its form is the backend's own business ("raw:/path" for QEMU).
-  public var parameters: String
-  /// The backend's kind of storage: "file", "phy" and so on; "qdisk" for QEMU.
-  public var type: String
-  /// Whether the device may not be written.
-  public var isReadOnly: Bool
-  /// Whether the backend may offer discard.
-  public var allowsDiscard: Bool
-  /// Whether the frontend should trust the backend (XSA-403).
-  public var isTrusted: Bool
-  /// More nodes for the backend's directory, such as switches of its own.
-  public var backendNodes: [String: String]
-
-  /// A writable, trusted disk of a kind.
-  public init(
-    virtualDevice: UInt32, name: String, frontend: DomainID, backend: DomainID = .dom0, kind: String = "vbd",
-    parameters: String = "", type: String = "file"
-  ) {
-    self.virtualDevice = virtualDevice
-    self.name = name
-    self.frontend = frontend
-    self.backend = backend
-    self.kind = kind
-    self.parameters = parameters
-    self.type = type
-    isReadOnly = false
-    allowsDiscard = true
-    isTrusted = true
-    backendNodes = [:]
-  }
-
-  /// The frontend's directory in xenstore.
-  public var frontendPath: String { "/local/domain/\(frontend)/device/vbd/\(virtualDevice)" }
-  /// The backend's directory in xenstore.
-  public var backendPath: String { "/local/domain/\(backend)/backend/\(kind)/\(frontend)/\(virtualDevice)" }
-}
-
 /// How a loopback domain stands.
 public struct LoopbackDomainStatus: Sendable, Equatable {
   /// Pages that it shares now.
@@ -157,40 +108,22 @@ public final class LoopbackToolstack: Sendable {
 
   /// Writes the nodes of a block device, in one transaction; both ends find them in state 1.
   public func attach(_ device: LoopbackBlockDevice) throws(XenError) {
-    let frontPermissions = [
-      XenStorePermission(domain: device.frontend, read: false, write: false),
-      XenStorePermission(domain: device.backend, read: true, write: false),
-    ]
-    let backPermissions = [
-      XenStorePermission(domain: device.backend, read: false, write: false),
-      XenStorePermission(domain: device.frontend, read: true, write: false),
-    ]
-    let front: [(String, String)] = [
-      ("backend", device.backendPath), ("backend-id", "\(device.backend)"),
-      ("virtual-device", "\(device.virtualDevice)"), ("device-type", "disk"),
-      ("trusted", device.isTrusted ? "1" : "0"), ("state", "1"),
-    ]
-    var back: [(String, String)] = [
-      ("frontend", device.frontendPath), ("frontend-id", "\(device.frontend)"), ("online", "1"),
-      ("removable", "0"), ("bootable", "1"), ("dev", device.name), ("type", device.type),
-      ("mode", device.isReadOnly ? "r" : "w"), ("device-type", "disk"),
-      ("discard-enable", device.allowsDiscard ? "1" : "0"), ("params", device.parameters),
-    ]
-    back.append(contentsOf: device.backendNodes.sorted { $0.key < $1.key }.map { ($0.key, $0.value) })
-    back.append(("state", "1"))
     try store.transaction { (operations) throws(XenError) in
-      for (path, permissions, nodes) in [
-        (device.frontendPath, frontPermissions, front), (device.backendPath, backPermissions, back),
-      ] {
-        if try operations.read("\(path)/state") != nil {
-          throw XenError(.invalid, "cannot attach \(device.name): \(path) exists; detach it first")
-        }
-        try operations.remove(path)
-        try operations.makeDirectory(path)
-        try operations.setPermissions(path, permissions)
-        for (name, value) in nodes { try operations.write("\(path)/\(name)", value) }
+      for path in [device.frontendPath, device.backendPath]
+      where try operations.read("\(path)/state") != nil {
+        throw XenError(.invalid, "cannot attach \(device.name): \(path) exists; detach it first")
       }
+      try device.writeFrontend(operations)
+      try device.writeBackend(operations)
     }
+  }
+
+  /// Makes the backend's nodes anew, in state 1: for a backend that starts in the place of one that has died.
+  ///
+  /// Only after the frontend has left the states in which it has a ring: what is published there would be taken for
+  /// the new backend's.
+  public func renewBackend(_ device: LoopbackBlockDevice) throws(XenError) {
+    try store.transaction { (operations) throws(XenError) in try device.writeBackend(operations) }
   }
 
   /// Asks the backend to let go, as `xl block-detach` does: `online` 0 and `state` 5 in one transaction.
@@ -213,6 +146,39 @@ public final class LoopbackToolstack: Sendable {
       try operations.remove(device.frontendPath)
       try operations.remove(device.backendPath)
     }
+  }
+
+  /// Migrates a domain to where it is: what it shared and bound means nothing any more, and the toolstack makes its
+  /// devices anew, as `xl migrate` and `xl restore` do; see docs/loopback.md.
+  ///
+  /// The domain keeps its number and its memory, and is not stopped meanwhile.
+  ///
+  /// - Returns: how many block devices it has.
+  /// - Throws: `.notFound` when there is no such domain.
+  @discardableResult
+  public func migrate(_ domain: DomainID) throws(XenError) -> Int {
+    let home = "/local/domain/\(domain)"
+    try call(
+      ControlMessage(.invalidateDomain, a: UInt32(domain.rawValue)), "cannot migrate domain \(domain)")
+    return try store.transaction { (operations) throws(XenError) in
+      let numbers = try operations.list("\(home)/device/vbd") ?? []
+      for number in numbers { try renew("\(home)/device/vbd/\(number)", operations) }
+      // Every watch on the domain's own nodes fires, as the kernel makes them fire after a resume.
+      try operations.write("\(home)/domid", "\(domain)")
+      return numbers.count
+    }
+  }
+
+  /// Puts both directories of a device back to what the toolstack had written: no ring, no features, state 1.
+  private func renew(_ front: String, _ operations: any XenStoreOperations) throws(XenError) {
+    guard let back = try operations.read("\(front)/backend") else { return }
+    for name in try operations.list(front) ?? [] where !LoopbackBlockDevice.frontendNodes.contains(name) {
+      try operations.remove("\(front)/\(name)")
+    }
+    for name in try operations.list(back) ?? [] where LoopbackBlockDevice.isPublished(name) {
+      try operations.remove("\(back)/\(name)")
+    }
+    for path in [front, back] { try operations.write("\(path)/state", "1") }
   }
 
   @discardableResult

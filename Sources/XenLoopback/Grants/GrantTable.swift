@@ -126,6 +126,19 @@ extension DomainMemory {
     }
   }
 
+  /// Makes a grant one for another domain; whoever has mapped the page keeps it until it unmaps it.
+  func redirect(_ reference: UInt32, to domain: UInt16) {
+    let word = grant(reference).word
+    var current = word.pointee.load(ordering: .acquiring)
+    while current & GrantEntry.permitAccess != 0 {
+      let (done, seen) = word.pointee.weakCompareExchange(
+        expected: current, desired: current & ~(UInt64(0xFFFF) << 16) | UInt64(domain) << 16,
+        successOrdering: .acquiringAndReleasing, failureOrdering: .acquiring)
+      if done { return }
+      current = seen
+    }
+  }
+
   /// Gives entries that are busy and next to each other back, and their pages to the system.
   func free(_ first: UInt32, count: Int) {
     // Punched before the entry is free: whoever takes it next finds a page of zeroes.

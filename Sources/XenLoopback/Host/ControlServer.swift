@@ -18,13 +18,15 @@ final class ControlServer: LoopClient {
   private let createDomain: (UInt16, UInt32, UInt32) throws(Errno) -> Void
   private let destroyDomain: (UInt16) throws(Errno) -> Void
   private let introduceDomain: (UInt16) -> Void
+  private let storeCounts: (UInt16) -> XenStoreCounts
   private var token: UInt64 = 0
   private var connections: [ObjectIdentifier: ControlConnection] = [:]
 
   init(
     _ socket: consuming OwnedDescriptor, machine: HostMachine, loop: HostLoop,
     createDomain: @escaping (UInt16, UInt32, UInt32) throws(Errno) -> Void,
-    destroyDomain: @escaping (UInt16) throws(Errno) -> Void, introduceDomain: @escaping (UInt16) -> Void
+    destroyDomain: @escaping (UInt16) throws(Errno) -> Void, introduceDomain: @escaping (UInt16) -> Void,
+    storeCounts: @escaping (UInt16) -> XenStoreCounts
   ) throws(Errno) {
     self.socket = socket
     self.machine = machine
@@ -32,6 +34,7 @@ final class ControlServer: LoopClient {
     self.createDomain = createDomain
     self.destroyDomain = destroyDomain
     self.introduceDomain = introduceDomain
+    self.storeCounts = storeCounts
     token = try loop.add(self.socket.raw, .readable, self)
   }
 
@@ -95,6 +98,7 @@ final class ControlServer: LoopClient {
     case .createDomain: try createDomain(Self.domain(request.a), request.b, request.c)
     case .destroyDomain: try destroyDomain(Self.domain(request.a))
     case .introduceDomain: try introduceDomain(domain(request.a).memory.domain)
+    case .invalidateDomain: machine.invalidate(try domain(request.a))
     case .setPageLimit:
       guard request.b <= UInt32(DomainLayout.grantCount - DomainLayout.firstGrant) else {
         throw .invalidArgument
@@ -106,6 +110,17 @@ final class ControlServer: LoopClient {
       reply.b = domain.memory.header.pageLimit.pointee.load(ordering: .relaxed)
       reply.c = UInt32(domain.portCount)
       reply.d = UInt32(domain.joins.count)
+    case .nextDomain:
+      guard let number = machine.domains.keys.filter({ UInt32($0) >= request.a }).min() else {
+        throw .noSuchFileOrDirectory
+      }
+      reply.a = UInt32(number)
+    case .storeStatus:
+      let counts = storeCounts(try domain(request.a).memory.domain)
+      reply.a = UInt32(counts.connections)
+      reply.b = UInt32(counts.watches)
+      reply.c = UInt32(counts.transactions)
+      reply.d = UInt32(counts.nodes)
     }
     return (reply, [])
   }

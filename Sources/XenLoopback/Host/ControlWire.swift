@@ -33,6 +33,12 @@ enum ControlOperation: UInt32 {
   case status = 13
   /// a = domain: its nodes are in xenstore, those who watch @introduceDomain may look.
   case introduceDomain = 14
+  /// a = domain: its grants and event channels mean nothing any more.
+  case invalidateDomain = 15
+  /// a = domain. Back: a = that domain's number or the next higher one's; ENOENT when there is none.
+  case nextDomain = 20
+  /// a = domain. Back: a = its connections to xenstore, b = their watches, c = their transactions, d = nodes it owns.
+  case storeStatus = 21
 }
 
 /// A request or a reply; `code` is the operation or, in a reply, an errno with 0 for success.

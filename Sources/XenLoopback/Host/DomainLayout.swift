@@ -17,6 +17,8 @@ internal import Synchronization
 
 /// Sizes and offsets of a domain's tables.
 enum DomainLayout {
+  /// A domain that cannot be (xen.h: DOMID_INVALID).
+  static let nobody: UInt16 = 0x7FF4
   /// Grant references of a domain: 64 frames of version-1 entries, Xen's default gnttab_max_frames.
   static let grantCount = 32768
   /// The first reference given out; the ones below are reserved (grant_table.h: GNTTAB_NR_RESERVED_ENTRIES).

@@ -14,6 +14,7 @@ extension HostMachine {
   /// The process's memory is gone by now, or will not be used again.
   func end(_ join: HostJoin) {
     guard let domain = domain(of: join) else { return }
+    let peers = peers(of: join)
     unmapEverything(join, domain)
     unshareEverything(join, domain)
     finishInterruptedWork(join)
@@ -21,6 +22,7 @@ extension HostMachine {
     remove(join)
     // It may have died between setting a port pending and waking its owner. A look in vain costs nothing.
     for handle in handles.values { kick(handle) }
+    for peer in peers { lostPeer(join.domain, peer) }
   }
 
   private func unmapEverything(_ join: HostJoin, _ domain: HostDomain) {

@@ -65,6 +65,8 @@ final class HostHandle {
 final class HostMachine {
   private(set) var domains: [UInt16: HostDomain] = [:]
   private(set) var handles: [UInt32: HostHandle] = [:]
+  /// Told when a join ends that had ports bound to another domain.
+  var lostPeer: (UInt16, UInt16) -> Void = { _, _ in }
   private var lastSerial: UInt32 = 0
   private var lastJoin: UInt32 = 0
   private var lastHandle: UInt32 = 0
@@ -96,6 +98,29 @@ final class HostMachine {
     // Nothing can be bound to a domain that is gone; the other ends are unbound for good.
   }
 
+  /// Makes every grant and event channel of a domain useless, as they are after it was restored or has migrated
+  /// (Linux's gntalloc and evtchn drivers hear nothing of it: pages stay mapped in the domain, ports stay numbers).
+  func invalidate(_ domain: HostDomain) {
+    let memory = domain.memory
+    for reference in UInt32(
+      DomainLayout.firstGrant)..<memory.header.grantHighWater.pointee.load(ordering: .acquiring)
+    { memory.redirect(reference, to: DomainLayout.nobody) }
+    for handle in handles.values where handle.join.serial == memory.serial {
+      for port in handle.ports {
+        let entry = memory.port(port)
+        let state = entry.state.pointee.load(ordering: .relaxed)
+        if PortEntry.kind(state) == .interdomain, let other = domains[PortEntry.domain(state)],
+          other.memory.serial == entry.remoteSerial.pointee.load(ordering: .relaxed)
+        {
+          other.memory.port(PortEntry.port(state)).state.pointee.store(
+            PortEntry.state(.unbound, domain: DomainLayout.nobody, port: 0), ordering: .releasing)
+        }
+        entry.state.pointee.store(
+          PortEntry.state(.unbound, domain: DomainLayout.nobody, port: 0), ordering: .releasing)
+      }
+    }
+  }
+
   // MARK: joins
 
   func join(_ number: UInt16, disconnect: @escaping () -> Void) throws(Errno) -> HostJoin {
@@ -112,6 +137,19 @@ final class HostMachine {
 
   func domain(of join: HostJoin) -> HostDomain? {
     domains[join.domain].flatMap { $0.memory.serial == join.serial ? $0 : nil }
+  }
+
+  /// The other domains that a join has event channels to.
+  func peers(of join: HostJoin) -> Set<UInt16> {
+    guard let memory = domain(of: join)?.memory else { return [] }
+    var found: Set<UInt16> = []
+    for handle in handles.values where handle.join === join {
+      for port in handle.ports {
+        let state = memory.port(port).state.pointee.load(ordering: .relaxed)
+        if PortEntry.kind(state) == .interdomain { found.insert(PortEntry.domain(state)) }
+      }
+    }
+    return found
   }
 
   func remove(_ join: HostJoin) {

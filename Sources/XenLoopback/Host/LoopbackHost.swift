@@ -28,9 +28,14 @@ public final class LoopbackHost: Sendable {
   /// - Parameters:
   ///   - directory: short enough for `domN/xenstored.sock` under it to fit in 107 bytes.
   ///   - pageLimit: gntalloc's limit for domain 0, in pages.
+  ///   - lostPeer: called on the host's thread when a process has ended, or left, with event channels bound to
+  ///     another domain, which nobody on a real Xen would tell: whose process it was, and that other domain.
   /// - Throws: `.denied` when a live host is there already or the directory is not private; `.invalid` for a path
   ///   that cannot be; `.system` otherwise.
-  public init(directory: String, pageLimit: Int = LoopbackDefaults.pageLimit) throws(XenError) {
+  public init(
+    directory: String, pageLimit: Int = LoopbackDefaults.pageLimit,
+    lostPeer: @escaping @Sendable (_ ended: DomainID, _ peer: DomainID) -> Void = { _, _ in }
+  ) throws(XenError) {
     let files = try HostDirectory(directory)
     self.directory = files.path
     let state: HostState
@@ -39,6 +44,7 @@ public final class LoopbackHost: Sendable {
     } catch {
       throw XenError(errno: error, "cannot start a loopback host in \(directory)")
     }
+    state.onLostPeer { lostPeer(DomainID($0), DomainID($1)) }
     try state.open(pageLimit: pageLimit)
     wake = state.stop
     // The state is made here and then used by the thread alone.
@@ -102,6 +108,8 @@ private final class HostState: LoopClient {
     stopToken = try loop.add(stop.counter.fileDescriptor, .readable, self)
   }
 
+  func onLostPeer(_ call: @escaping (UInt16, UInt16) -> Void) { machine.lostPeer = call }
+
   func open(pageLimit: Int) throws(XenError) {
     do throws(Errno) {
       try createDomain(0, UInt32(clamping: pageLimit), UInt32(DomainLayout.frameCount))
@@ -111,7 +119,8 @@ private final class HostState: LoopClient {
           try createDomain(number, limit, frames)
         },
         destroyDomain: { [unowned self] number throws(Errno) in try destroyDomain(number) },
-        introduceDomain: { [unowned self] number in store.introduce(number) })
+        introduceDomain: { [unowned self] number in store.introduce(number) },
+        storeCounts: { [unowned self] number in store.counts(of: number) })
     } catch {
       throw XenError(errno: error, "cannot set up the loopback host in \(files.path)")
     }

@@ -13,7 +13,7 @@ final class XenStoreServer {
   var tree = XenStoreTree()
   private(set) var introduced: Set<UInt16> = [0]
   private let loop: HostLoop
-  private var connections: [ObjectIdentifier: XenStoreConnection] = [:]
+  private(set) var connections: [ObjectIdentifier: XenStoreConnection] = [:]
   private var listeners: [UInt16: Listener] = [:]
   private var targets: [UInt16: UInt16] = [:]
   private var special: [String: [XenStoreRight]] = [

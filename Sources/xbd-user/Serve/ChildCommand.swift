@@ -18,9 +18,9 @@ struct ChildCommand {
   /// - Parameters:
   ///   - program: its name or path, and its arguments.
   ///   - environment: all of its variables.
-  ///   - asHelper: keeps the signals of a terminal's keys from it, as we end it ourselves, and has its output on
-  ///     stderr, as ours is read by programs.
-  init(_ program: [String], environment: [String], asHelper: Bool = false) throws {
+  ///   - helperOutput: makes it a helper of ours: both of its outputs go to this descriptor, and the signals of a
+  ///     terminal's keys are kept from it, as we end it ourselves.
+  init(_ program: [String], environment: [String], helperOutput: Int32? = nil) throws {
     var attributes = posix_spawnattr_t()
     posix_spawnattr_init(&attributes)
     defer { posix_spawnattr_destroy(&attributes) }
@@ -28,8 +28,9 @@ struct ChildCommand {
     var actions = posix_spawn_file_actions_t()
     posix_spawn_file_actions_init(&actions)
     defer { posix_spawn_file_actions_destroy(&actions) }
-    if asHelper {
-      posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO)
+    if let helperOutput {
+      posix_spawn_file_actions_adddup2(&actions, helperOutput, STDOUT_FILENO)
+      posix_spawn_file_actions_adddup2(&actions, helperOutput, STDERR_FILENO)
       var flags: Int16 = 0
       posix_spawnattr_getflags(&attributes, &flags)
       posix_spawnattr_setflags(&attributes, flags | Int16(POSIX_SPAWN_SETPGROUP))
@@ -73,6 +74,8 @@ struct ChildCommand {
   /// Asks the program to end, and ends it when it has not done so in time.
   func end(milliseconds: Int) {
     terminate()
+    // One that is stopped would not hear of it.
+    kill(process, SIGCONT)
     for _ in 0..<milliseconds / 10 {
       if exitStatus() != nil { return }
       usleep(10_000)

@@ -53,6 +53,10 @@ final class EmbeddedLoopback {
         throw Failure("the loopback's backend has no queue \(index)")
       }
       queue.runInline(InlineQueue(backend))
+      // After a migration the backend has another end of another ring.
+      queue.onReconnect = { [served, unowned queue] in
+        if let backend = served.colocatedQueue(index) { queue.runInline(InlineQueue(backend)) }
+      }
     }
   }
 

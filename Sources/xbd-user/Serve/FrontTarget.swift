@@ -13,6 +13,10 @@ import XbdFront
 final class FrontTarget: BlockTarget {
   private let queue: BlockQueue
   var onCompletion: (UInt64, TargetOperation, TargetStatus) -> Void = { _, _, _ in }
+  var onDescriptorsChange: ([Int32], [Int32]) -> Void {
+    get { queue.onDescriptorsChange }
+    set { queue.onDescriptorsChange = newValue }
+  }
 
   init(_ queue: BlockQueue) {
     self.queue = queue
@@ -68,6 +72,8 @@ final class FrontTarget: BlockTarget {
   func poll() -> Bool { queue.poll() }
 
   func armWakeup() -> Bool { queue.armWakeup() }
+
+  func keepTime(_ now: UInt64) -> UInt64? { queue.keepTime(now) }
 
   var descriptors: [Int32] { queue.descriptors }
 

@@ -6,6 +6,7 @@
 import ArgumentParser
 import Blkif
 import Glibc
+import Platform
 import XbdBack
 import XenLoopback
 import Xen
@@ -20,11 +21,20 @@ enum BackendChoice: String, ExpressibleByArgument, CaseIterable {
 
 /// The device and whoever serves it.
 final class OutsideBackend {
-  /// QEMU with nothing but a Xen machine's backends, as Debian's qemu-system-xen installs it.
-  static let qemu = "/usr/libexec/xen-qemu-system-i386"
-
   private let host: LoopbackHost
-  private let child: ChildCommand?
+  private let toolstack: LoopbackToolstack
+  private let nodes: LoopbackBlockDevice
+  private let disk: QEMUDisk?
+  /// The command of the process that serves it; nil when the user starts one.
+  private let command: [String]?
+  private let name: String
+  /// Whether QEMU writes the backend's nodes itself, as it does for a device that its command line names.
+  private let makesOwnNodes: Bool
+  private var helper: HelperProcess?
+  /// Tells of a user's backend that has ended.
+  private let lost: LostBackend
+  /// A backend has died and is to be followed by another one; not before this time.
+  private var replacementDue: UInt64?
   /// Xen as the frontend's domain sees it.
   let frontend: any XenSystem
 
@@ -35,8 +45,13 @@ final class OutsideBackend {
     _ choice: BackendChoice, directory: String, image: String, readOnly: Bool, queues: Int,
     storage: StorageArguments, pageLimit: Int, timeout: Double, signals: borrowing Signals
   ) throws {
-    host = try LoopbackHost(directory: directory)
-    let toolstack = try LoopbackToolstack(directory: host.directory)
+    let lost = try LostBackend()
+    self.lost = lost
+    makesOwnNodes = choice == .qemu && readOnly
+    host = try LoopbackHost(directory: directory) { ended, peer in
+      if ended == .dom0, peer == loopbackFrontend { lost.counter.signal() }
+    }
+    toolstack = try LoopbackToolstack(directory: host.directory)
     try toolstack.createDomain(loopbackFrontend, pageLimit: pageLimit)
     frontend = try LoopbackDomain(joining: host.directory, domain: loopbackFrontend)
     var nodes = LoopbackBlockDevice(
@@ -45,80 +60,142 @@ final class OutsideBackend {
     nodes.isReadOnly = readOnly
     nodes.parameters = image
     let own = "/proc/self/exe"
-    let exec = [own, "loopback", "exec", "--with-parent", host.directory, "--"]
     switch choice {
     case .reference, .process:
       nodes.kind = storage.profile?.kind ?? nodes.kind
-      child = try ChildCommand(
+      name = "the backend's process"
+      disk = nil
+      command =
         [own, "backend", image, "--loopback", host.directory, "--device", "\(nodes.virtualDevice)"]
-          + ["--max-queues", "\(queues)", "--with-parent"] + (readOnly ? ["--read-only"] : [])
-          + storage.commandLine,
-        environment: ChildCommand.environment(adding: []), asHelper: true)
+        + ["--max-queues", "\(queues)", "--with-parent"] + (readOnly ? ["--read-only"] : [])
+        + storage.commandLine
     case .qemu:
-      guard access(Self.qemu, X_OK) == 0 else {
-        throw Failure("\(Self.qemu) is missing: install the package qemu-system-xen")
+      guard access(QEMUDisk.program, X_OK) == 0 else {
+        throw Failure("\(QEMUDisk.program) is missing: install the package qemu-system-xen")
       }
       _ = try DropIn.library()
+      name = "QEMU's backend"
       nodes.kind = "qdisk"
       nodes.type = "qdisk"
-      nodes.parameters = try Self.qemuParameters(image, storage, readOnly)
-      try toolstack.attach(nodes)
-      child = try ChildCommand(
-        exec + [
-          Self.qemu, "-M", "xenpv", "-xen-attach", "-xen-domid", "\(loopbackFrontend)", "-nographic",
-          "-nodefaults", "-no-user-config", "-monitor", "none", "-serial", "none", "-parallel", "none",
-        ], environment: ChildCommand.environment(adding: []), asHelper: true)
+      let disk = try QEMUDisk(image, storage, readOnly: readOnly, locking: true)
+      nodes.parameters = disk.parameters
+      self.disk = disk
+      // QEMU writes the nodes of a device that its command line names.
+      if !readOnly { try toolstack.attach(nodes) }
+      command =
+        [own, "loopback", "exec", "--with-parent", host.directory, "--"]
+        + disk.command(domain: loopbackFrontend.rawValue, readOnly: readOnly ? nodes.name : nil)
     case .none:
-      child = nil
+      name = "the backend"
+      command = nil
       nodes.kind = "qdisk"
       nodes.type = "qdisk"
-      if !image.contains(":") { nodes.parameters = try Self.qemuParameters(image, storage, readOnly) }
+      if !image.contains(":") {
+        nodes.parameters = try QEMUDisk(image, storage, readOnly: readOnly, locking: false).parameters
+      }
+      disk = nil
       try toolstack.attach(nodes)
-      let variables = try DropIn.variables(
-        DropIn.library(), LoopbackDomain(joining: host.directory, domain: .dom0))
-      Console.note(
-        """
-        waiting for a backend on \(nodes.backendPath), params \(nodes.parameters)
-        start one as domain 0 with
-          xbd-user loopback exec \(host.directory) -- PROGRAM
-        or in this environment
-        \(variables.map { "  \($0.0)=\($0.1)" }.joined(separator: "\n"))
-        """)
     }
+    self.nodes = nodes
     do {
-      try Self.wait(
-        for: nodes.backendPath, toolstack.store, child, signals, seconds: child == nil ? nil : timeout)
+      try start()
+      try wait(signals, seconds: command == nil ? nil : timeout)
+      helper?.showOutput()
     } catch {
-      child?.end(milliseconds: 2000)
+      helper?.end(milliseconds: 2000)
       host.stop()
       throw error
     }
+  }
+
+  /// Starts the backend's process, or tells the user how to.
+  private func start() throws {
+    if let command {
+      helper = try HelperProcess(name, command)
+      return
+    }
+    let variables = try DropIn.variables(
+      DropIn.library(), LoopbackDomain(joining: host.directory, domain: .dom0))
+    Console.note(
+      """
+      waiting for a backend on \(nodes.backendPath), params \(nodes.parameters)
+      start one as domain 0 with
+        xbd-user loopback exec \(host.directory) -- PROGRAM
+      or in this environment
+      \(variables.map { "  \($0.0)=\($0.1)" }.joined(separator: "\n"))
+      """)
   }
 
   /// Ends backend and host.
   ///
   /// After the frontend has closed.
   func stop() {
-    child?.end(milliseconds: 5000)
+    helper?.end(milliseconds: 5000)
     host.stop()
   }
 
-  private static func wait(
-    for path: String, _ store: any XenStore, _ child: ChildCommand?, _ signals: borrowing Signals,
-    seconds: Double?
-  ) throws {
+  // MARK: A backend's death
+
+  /// Readable when a backend that the user started has ended.
+  var lostDescriptor: Int32 { lost.counter.fileDescriptor }
+
+  /// Looks whether the backend's program has ended.
+  ///
+  /// - Returns: a sentence about how; nil while it runs.
+  func takeDeath() -> String? {
+    if command == nil { return lost.counter.drain() ? "the backend's process has ended" : nil }
+    guard let sentence = helper?.ended() else { return nil }
+    helper = nil
+    return sentence
+  }
+
+  /// Has another backend take its place as soon as the frontend has let go of the ring.
+  func replace() { replacementDue = MonotonicClock.nanoseconds() }
+
+  /// Whether `replaceIfPossible` should be called again soon.
+  var isBeingReplaced: Bool { replacementDue != nil }
+
+  /// Starts another backend, or makes the device ready for the one that the user starts, if it is time.
+  func replaceIfPossible() throws {
+    guard let due = replacementDue, MonotonicClock.nanoseconds() >= due else { return }
+    // While the nodes name a ring, a new backend would serve it: requests of long ago, from pages used anew.
+    guard let state = try toolstack.store.read(nodes.frontendPath + "/state"), ["1", "6"].contains(state)
+    else { return }
+    replacementDue = nil
+    if !makesOwnNodes { try toolstack.renewBackend(nodes) }
+    try start()
+    helper?.showOutput()
+  }
+
+  /// A replacement that died at once is followed by the next in a moment.
+  func replaceLater() { replacementDue = MonotonicClock.nanoseconds() &+ 1_000_000_000 }
+
+  /// Waits until the backend has published what it can.
+  private func wait(_ signals: borrowing Signals, seconds: Double?) throws {
     var left = seconds.map { Int($0 * 10) }
     var look = pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0)
+    let path = "\(nodes.backendPath)/state"
     // A backend that stays at Initialising for its frontend has published its size by then.
     func isReady() throws -> Bool {
-      let state = try store.read("\(path)/\(Key.state)")
-      return try state == "2" || state == "4" || store.read("\(path)/\(Key.sectors)") != nil
+      let state = try toolstack.store.read(path)
+      return try state == "2" || state == "4"
+        || toolstack.store.read("\(nodes.backendPath)/\(Key.sectors)") != nil
     }
     while try !isReady() {
-      if let status = child?.exitStatus() {
-        throw Failure("the backend ended with status \(status) before it served anything")
+      if let sentence = helper?.ended() {
+        helper = nil
+        throw Failure("\(sentence); it has served nothing")
       }
-      guard left != 0 else { throw Failure("the backend has not opened the disk: \(path)/state is not 2") }
+      // QEMU lives on without the disk that it could not open.
+      if let line = helper?.said("failed to create 'qdisk' device") {
+        throw Failure("QEMU cannot serve \(disk?.path ?? nodes.parameters): \(line)")
+      }
+      guard left != 0 else {
+        let state = try toolstack.store.read(path) ?? "no state"
+        let words = helper?.lastWords ?? ""
+        throw Failure(
+          "\(name) has not opened the disk: \(path) is \(state), not 2" + (words.isEmpty ? "" : ": \(words)"))
+      }
       left = left.map { $0 - 1 }
       _ = poll(&look, 1, 100)
       while let signal = signals.next() {
@@ -126,23 +203,13 @@ final class OutsideBackend {
       }
     }
   }
+}
 
-  /// "format:path" as libxl writes it for QEMU; the format is looked for in the file unless it is given.
-  private static func qemuParameters(
-    _ image: String, _ storage: StorageArguments, _ readOnly: Bool
-  ) throws -> String {
-    for kind in ["memory:", "null:"] where image.hasPrefix(kind) {
-      throw Failure("QEMU's backend serves image files; \"\(image)\" is for the reference backend")
-    }
-    if let colon = image.firstIndex(of: ":"), !image[..<colon].contains("/") { return image }
-    if storage.size != nil { _ = try storage.open(image, readOnly: readOnly) }
-    let file = open(image, O_RDONLY | O_CLOEXEC)
-    guard file >= 0 else { throw Failure("cannot open \(image): \(String(cString: strerror(errno)))") }
-    defer { close(file) }
-    var magic: [UInt8] = [0, 0, 0, 0]
-    let isQcow2 = read(file, &magic, 4) == 4 && magic == [0x51, 0x46, 0x49, 0xFB]
-    guard let resolved = realpath(image, nil) else { throw Failure("cannot find \(image)") }
-    defer { free(resolved) }
-    return (isQcow2 ? "qcow2:" : "raw:") + String(cString: resolved)
+/// What the host's thread signals.
+private final class LostBackend: Sendable {
+  let counter: EventCounter
+
+  init() throws {
+    counter = try EventCounter()
   }
 }

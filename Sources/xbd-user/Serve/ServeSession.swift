@@ -24,15 +24,19 @@ final class ServeSession {
   private let device: BlockDevice
   private let server: Server
   private let embedded: EmbeddedLoopback?
+  private let outside: OutsideBackend?
+  private let reconnects: Bool
   private let changed: Changed
 
   /// Starts to serve.
   init(
     device: BlockDevice, sockets: [ListeningSocket], service: ServiceArguments, readOnly: Bool,
-    embedded: EmbeddedLoopback?
+    embedded: EmbeddedLoopback?, outside: OutsideBackend?, reconnects: Bool
   ) throws {
     self.device = device
     self.embedded = embedded
+    self.outside = outside
+    self.reconnects = reconnects
     let changed = Changed(try EventCounter())
     self.changed = changed
     device.observe(change: { _ in changed.counter.signal() })
@@ -50,14 +54,16 @@ final class ServeSession {
     init(_ counter: consuming EventCounter) { self.counter = counter }
   }
 
-  /// Waits for a signal, the child's end, or the device's.
+  /// Waits for a signal, the child's end, or the device's; a backend of ours that ends is followed by another one if
+  /// that is wanted.
   func wait(signals: borrowing Signals, child: ChildCommand?) -> SessionOutcome {
     var descriptors = [
       pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0),
       pollfd(fd: changed.counter.fileDescriptor, events: Int16(POLLIN), revents: 0),
+      pollfd(fd: outside?.lostDescriptor ?? -1, events: Int16(POLLIN), revents: 0),
     ]
     while true {
-      _ = poll(&descriptors, 2, -1)
+      _ = poll(&descriptors, 3, outside?.isBeingReplaced == true ? 20 : -1)
       changed.counter.drain()
       while let signal = signals.next() {
         switch signal {
@@ -71,17 +77,42 @@ final class ServeSession {
         }
       }
       switch device.state {
-      case .connecting, .connected, .closing: break
+      case .connecting, .connected, .reconnecting, .closing: break
       case .closed: return .deviceGone("\(device.location.device) was taken away by its backend")
       case .failed(let error): return .deviceGone(error.message)
       }
+      if let sentence = lookAfterBackend() { return .deviceGone(sentence) }
+    }
+  }
+
+  /// Tells the device of a backend that has ended, and sees to the next one.
+  ///
+  /// - Returns: why that is not possible.
+  private func lookAfterBackend() -> String? {
+    guard let outside else { return nil }
+    if let sentence = outside.takeDeath() {
+      let isAgain = device.state == .reconnecting
+      device.backendDied(sentence)
+      if reconnects {
+        if isAgain { outside.replaceLater() } else { outside.replace() }
+      }
+    }
+    do {
+      try outside.replaceIfPossible()
+      return nil
+    } catch {
+      return "no backend can take the place of the one that ended: \(error)"
     }
   }
 
   /// Ends everything in order.
   func stop() {
+    // Nobody would answer what is in flight; closing ends it.
+    if device.state == .reconnecting { device.close() }
     server.stop()
-    // The workers are gone: the queues are ours, and closing needs somebody to run them.
+    // The workers are gone: the queues are ours, and closing needs somebody to run them. What a silent backend still
+    // has, and the closing ends, has nobody left who would want to know.
+    for queue in device.queues { queue.onCompletion = { _ in } }
     device.close()
     while !device.waitUntilClosed(milliseconds: 1) {
       for queue in device.queues { queue.poll() }

@@ -62,6 +62,9 @@ struct StorageArguments: ParsableArguments {
       "The seed of faults that come at random; without one, a new one is printed.", valueName: "n"))
   var faultSeed: UInt64?
 
+  /// An option that was given and means something to the reference backend only.
+  var firstForReferenceOnly: String? { behaviour.first }
+
   /// The options as another process takes them.
   var commandLine: [String] { (size.map { ["--size", $0] } ?? []) + behaviour }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A device from its nodes to its end, over a fake Xen (cases 36 to 45 at the level of the driver).
+// A device from its nodes to its end, over a fake Xen.
 
 import Blkif
 import Platform
@@ -91,6 +91,24 @@ import Xen
     #expect(system.channels.with { channels in channels.count } == 3)
   }
 
+  /// A ring of one page and a chunk of 16 for the first queue leave three pages: enough for one more ring and chunk of
+  /// one, and for no third queue.
+  @Test func queuesThatFindNoPageAreNotOffered() throws {
+    let system = FakeSystem(backend: ["multi-queue-max-queues": "8"])
+    system.grants.with { $0.limit = 20 }
+    system.answer(FakeSystem.honest)
+    var options = system.options
+    options.queueCount = 4
+    options.poolPages = 256
+    let device = try system.connect(options)
+    #expect(device.queues.count == 2)
+    let nodes = system.frontNodes
+    #expect(nodes["multi-queue-num-queues"] == "2")
+    #expect(nodes["queue-1/ring-ref"] != nil && nodes["queue-2/ring-ref"] == nil)
+    #expect(Self.close(device))
+    system.grants.with { $0.limit = 100_000 }
+  }
+
   @Test func whatAnEarlierConnectionLeftIsRemoved() throws {
     let system = FakeSystem()
     for key in [
@@ -151,7 +169,7 @@ import Xen
     #expect(changes.with { $0 } == [.closing, .closed])
   }
 
-  @Test func case41_aBackendThatVanishesFailsWhatIsInFlight() throws {
+  @Test func aBackendThatVanishesFailsWhatIsInFlight() throws {
     let (system, device) = try Self.connected()
     let queue = device.queues[0]
     let ended = Guarded<[OperationStatus]>([])
@@ -174,7 +192,7 @@ import Xen
     #expect(error.code == .backendGone)
   }
 
-  @Test func case41_aDirectoryTakenAwayByForceIsNotCreatedAgain() throws {
+  @Test func aDirectoryTakenAwayByForceIsNotCreatedAgain() throws {
     let (system, device) = try Self.connected()
     system.tree.remove(FakeSystem.front)
     eventually("the device is gone") { device.waitUntilClosed(milliseconds: 1) }
@@ -186,7 +204,7 @@ import Xen
     #expect(error.message.contains("removed"))
   }
 
-  @Test func case37_aLostXenstoreFailsWhatIsInFlight() throws {
+  @Test func aLostXenstoreFailsWhatIsInFlight() throws {
     let (system, device) = try Self.connected()
     let queue = device.queues[0]
     let ended = Guarded<[OperationStatus]>([])
@@ -224,7 +242,7 @@ import Xen
     #expect(Self.close(device))
   }
 
-  @Test func case45_aNewSizeReachesQueueAndUserAndANonsensicalOneDoesNot() throws {
+  @Test func aNewSizeReachesQueueAndUserAndANonsensicalOneDoesNot() throws {
     let (system, device) = try Self.connected()
     let sizes = Guarded<[UInt64]>([])
     device.observe(change: { _ in }, resize: { size in sizes.with { $0.append(size) } })
@@ -262,7 +280,7 @@ import Xen
   @Test(arguments: [
     ("1", "1 (Initialising)"), ("2", "2 (InitWait)"), ("3", "3 (Initialised)"), ("5", "5 (Closing)"),
   ])
-  func case43_aTimeoutNamesBothStates(state: String, name: String) {
+  func aTimeoutNamesBothStates(state: String, name: String) {
     let system = FakeSystem(backend: ["state": state])
     var options = system.options
     options.handshakeTimeout = .milliseconds(80)
@@ -286,7 +304,7 @@ import Xen
     #expect(Self.close(device))
   }
 
-  @Test func case42_whatACrashLeftBehindIsClosedFirst() throws {
+  @Test func whatACrashLeftBehindIsClosedFirst() throws {
     let system = FakeSystem(backend: ["state": "4"])
     system.tree[FakeSystem.front + "/state"] = "4"
     system.answer(FakeSystem.honest)
@@ -320,7 +338,7 @@ import Xen
       ("backend-id", "65536"),
       ("backend-id", " 0"), ("backend-id", "-1"),
     ] as [(String, String?)])
-  func case36_aDeviceWhoseBackendMakesNoSenseIsRefused(key: String, value: String?) {
+  func aDeviceWhoseBackendMakesNoSenseIsRefused(key: String, value: String?) {
     let system = FakeSystem()
     system.tree[FakeSystem.front + "/" + key] = value
     let error = Self.failure(system)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Every phase against every state, and the orders that backends are known to take (cases 39 to 43).
+// Every phase against every state, and the orders that backends are known to take.
 
 import Testing
 import Xen
@@ -50,7 +50,7 @@ import Xen
   ]
 
   @Test(arguments: Array(ways.keys).sorted())
-  func case39_everyStateInEveryPhaseEndsSomewhere(phase: String) {
+  func everyStateInEveryPhaseEndsSomewhere(phase: String) {
     let way = Self.ways[phase] ?? []
     let first: [Event] = XenbusState.allCases.map { .backendState($0) } + Self.others
     for one in first {
@@ -77,7 +77,7 @@ import Xen
     }
   }
 
-  @Test func case39_everyPairOfStatesAtTheStart() {
+  @Test func everyPairOfStatesAtTheStart() {
     for own in XenbusState.allCases {
       for backend in XenbusState.allCases {
         var (machine, actions) = Self.run([.started(own: own, backend: backend)])
@@ -100,12 +100,12 @@ import Xen
     #expect(
       actions == [
         .setState(.initialising), .startTimer, .startGraceTimer, .publish(assumeDefaults: false), .startTimer,
-        .connect, .setState(.connected),
+        .connect, .setState(.connected), .serve,
       ])
   }
 
   @Test(arguments: [XenbusState.initialised, .connected])
-  func case40_aBackendThatSkipsInitWaitIsServed(state: XenbusState) {
+  func aBackendThatSkipsInitWaitIsServed(state: XenbusState) {
     let (machine, actions) = Self.run([Self.fresh(state)])
     #expect(actions.contains(.publish(assumeDefaults: false)))
     // NetBSD's says Connected before there is a ring.
@@ -122,7 +122,7 @@ import Xen
     #expect(other.phase == .waitingForBackend)
   }
 
-  @Test func case40_connectedAgainIsALookAtTheSize() {
+  @Test func connectedAgainIsALookAtTheSize() {
     var (machine, _) = Self.run(Self.connected)
     #expect(machine.handle(.backendState(.connected)) == [.rereadSize])
     for state in [XenbusState.reconfiguring, .reconfigured, .initialised] {
@@ -133,14 +133,14 @@ import Xen
   }
 
   @Test(arguments: [XenbusState.initWait, .initialising, .closed, .unknown])
-  func case40_case41_aBackendThatLeavesWithoutClosingFailsEverything(state: XenbusState) {
+  func aBackendThatLeavesWithoutClosingFailsEverything(state: XenbusState) {
     let (_, actions) = Self.run(Self.connected + [.backendState(state)])
     #expect(actions.contains(.failInFlight))
     #expect(Self.error(actions)?.code == .backendGone)
     #expect(Self.states(actions).last == .closed)
   }
 
-  @Test func case41_aBackendThatClosesIsDrainedFirst() {
+  @Test func aBackendThatClosesIsDrainedFirst() {
     var (machine, actions) = Self.run(Self.connected + [.backendState(.closing)])
     #expect(machine.phase == .draining(byBackend: true))
     #expect(Self.states(actions).last == .connected)
@@ -157,7 +157,7 @@ import Xen
     #expect(machine.handle(.backendState(.closed)) == [.release])
   }
 
-  @Test func case42_aBackendLeftClosedIsWaitedFor() {
+  @Test func aBackendLeftClosedIsWaitedFor() {
     var (machine, actions) = Self.run([.started(own: .closed, backend: .closed)])
     #expect(Self.states(actions) == [.initialising])
     actions = machine.handle(.backendState(.initWait))
@@ -165,7 +165,7 @@ import Xen
   }
 
   @Test(arguments: [XenbusState.initialised, .connected, .closing])
-  func case42_whatACrashLeftBehindIsClosedFirst(own: XenbusState) {
+  func whatACrashLeftBehindIsClosedFirst(own: XenbusState) {
     var (machine, actions) = Self.run([.started(own: own, backend: .connected)])
     #expect(Self.states(actions) == [.closing])
     actions = machine.handle(.backendState(.closing))
@@ -185,14 +185,14 @@ import Xen
   }
 
   @Test(arguments: [XenbusState.closing, .closed, .unknown])
-  func case42_closingDuringTheHandshakeFailsIt(state: XenbusState) {
+  func closingDuringTheHandshakeFailsIt(state: XenbusState) {
     let (machine, actions) = Self.run([Self.fresh(), .backendState(state)])
     #expect(machine.phase == .finished)
     #expect(Self.error(actions)?.code == .backendGone)
     #expect(actions.contains(.release))
   }
 
-  @Test func case43_timeoutsNameTheState() {
+  @Test func timeoutsNameTheState() {
     let (_, one) = Self.run([Self.fresh(.initialising), .timedOut])
     #expect(Self.error(one)?.message.contains("1 (Initialising)") == true)
     let (_, two) = Self.run([Self.fresh(.initWait), .timedOut])

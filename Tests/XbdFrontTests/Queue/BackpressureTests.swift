@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// When something runs out: ring slots, pages, operations, the domain's grants (cases 24, 50, 51).
+// When something runs out: ring slots, pages, operations, the domain's grants.
 
 import Blkif
 import Testing
@@ -10,7 +10,7 @@ import Xen
 
 @Suite struct BackpressureTests {
   @Test(arguments: [true, false])
-  func case51_manyMoreRequestsThanTheRingHoldsAllComeThrough(isInline: Bool) throws {
+  func manyMoreRequestsThanTheRingHoldsAllComeThrough(isInline: Bool) throws {
     let harness = try QueueHarness(QueueSetup(maxSegments: 11, isInline: isInline))
     for index in 0..<500 {
       harness.submit(.write, UInt64(index) * 4096, 4096, data: Pattern.some(4096, seed: index))
@@ -126,7 +126,7 @@ import Xen
   }
 
   @Test(arguments: GrantMode.allCases, CopyMode.allCases)
-  func case24_aDomainLimitBelowThePoolMakesItSmallerAndSaysSo(grants: GrantMode, copy: CopyMode) throws {
+  func aDomainLimitBelowThePoolMakesItSmallerAndSaysSo(grants: GrantMode, copy: CopyMode) throws {
     let harness = try QueueHarness(
       QueueSetup(copy: copy, grants: grants, maxSegments: 32, poolPages: 960, limit: 20))
     for index in 0..<50 {
@@ -176,7 +176,7 @@ import Xen
     #expect(harness.memory(rubbish).isEmpty)
   }
 
-  @Test func case50_rangesAtTheEdges() throws {
+  @Test func rangesAtTheEdges() throws {
     let harness = try QueueHarness()
     let size = UInt64(harness.setup.diskBytes)
     #expect(harness.status(.read, size, 0) == .okay)
@@ -193,7 +193,7 @@ import Xen
   }
 
   @Test(arguments: [11, 12, 32, 33, 64], CopyMode.allCases)
-  func case50_requestsAtTheEdgeOfTheSegmentsAreCutExactly(pages: Int, copy: CopyMode) throws {
+  func requestsAtTheEdgeOfTheSegmentsAreCutExactly(pages: Int, copy: CopyMode) throws {
     for segments in [1, 11, 12, 32] {
       let harness = try QueueHarness(QueueSetup(copy: copy, maxSegments: segments, poolPages: 960))
       let data = Pattern.some(pages * 4096)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a queue does when the backend refuses or fails something (cases 46 to 49), and durability in its order.
+// What a queue does when the backend refuses or fails something, and durability in its order.
 
 import Blkif
 import Testing
@@ -46,7 +46,7 @@ import Testing
     #expect(harness.backend.log.map(\.operation) == [1])
   }
 
-  @Test func case46_theLadderGoesFromFlushToBarrierToNothing() throws {
+  @Test func theLadderGoesFromFlushToBarrierToNothing() throws {
     let harness = try QueueHarness(QueueSetup(hasBarrier: true))
     #expect(harness.status(.flush) == .okay)
     harness.backend.judge = { $0.operation == 3 ? .refuse(-2) : .serve }
@@ -64,7 +64,7 @@ import Testing
     #expect(harness.queue.counters.unsupportedResponses == 2)
   }
 
-  @Test func case46_manyFlushesRefusedAtOnceAllFindTheNextBest() throws {
+  @Test func manyFlushesRefusedAtOnceAllFindTheNextBest() throws {
     let harness = try QueueHarness(QueueSetup(isInline: false, hasBarrier: true))
     harness.backend.judge = { $0.operation == 3 ? .refuse(-2) : .serve }
     for _ in 0..<20 { harness.submit(.flush) }
@@ -73,7 +73,7 @@ import Testing
   }
 
   @Test(arguments: [(FlushMethod.flushCache, [3]), (.barrier, [2]), (.none, [])] as [(FlushMethod, [UInt8])])
-  func case47_eachWayToFlush(method: FlushMethod, operations: [UInt8]) throws {
+  func eachWayToFlush(method: FlushMethod, operations: [UInt8]) throws {
     let harness = try QueueHarness(QueueSetup(flush: method))
     #expect(harness.status(.flush) == (method == .none ? .notSupported : .okay))
     #expect(harness.status(.write, 0, 512, fua: true) == (method == .none ? .notSupported : .okay))
@@ -81,7 +81,7 @@ import Testing
   }
 
   @Test(arguments: CopyMode.allCases)
-  func case46_refusedIndirectRequestsBecomeDirectOnes(copy: CopyMode) throws {
+  func refusedIndirectRequestsBecomeDirectOnes(copy: CopyMode) throws {
     let harness = try QueueHarness(QueueSetup(copy: copy, maxSegments: 32))
     harness.backend.judge = { $0.isIndirect ? .refuse(-2) : .serve }
     let data = Pattern.some(500_000)
@@ -94,7 +94,7 @@ import Testing
     #expect(harness.backend.complaints.isEmpty)
   }
 
-  @Test func case46_aRefusedDiscardIsNotTriedAgain() throws {
+  @Test func aRefusedDiscardIsNotTriedAgain() throws {
     let harness = try QueueHarness(
       QueueSetup(discard: DiscardLimits(granularity: 512, alignment: 0, secure: false)))
     harness.backend.judge = { $0.operation == 5 ? .refuse(-2) : .serve }
@@ -103,14 +103,14 @@ import Testing
     #expect(harness.backend.log.count == 1)
   }
 
-  @Test func case46_aRefusedWriteIsNotSupported() throws {
+  @Test func aRefusedWriteIsNotSupported() throws {
     let harness = try QueueHarness()
     harness.backend.judge = { $0.operation == 1 ? .refuse(-2) : .serve }
     #expect(harness.status(.write, 0, 4096) == .notSupported)
   }
 
   @Test(arguments: CopyMode.allCases, [0, 3, 9])
-  func case48_oneFailedPartFailsTheWholeOnceAfterAllHaveEnded(copy: CopyMode, part: Int) throws {
+  func oneFailedPartFailsTheWholeOnceAfterAllHaveEnded(copy: CopyMode, part: Int) throws {
     let harness = try QueueHarness(QueueSetup(copy: copy, maxSegments: 11, isInline: false))
     harness.backend.judge = { _ in .hold }
     for command in [BlockRequest.Command.read, .write] {
@@ -138,7 +138,7 @@ import Testing
   }
 
   @Test(arguments: CopyMode.allCases)
-  func case49_aFailedReadGivesNoBytes(copy: CopyMode) throws {
+  func aFailedReadGivesNoBytes(copy: CopyMode) throws {
     let harness = try QueueHarness(QueueSetup(copy: copy))
     #expect(harness.write(0, Pattern.some(4096)) == .okay)
     harness.backend.judge = { _ in .refuse(-1) }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Responses that no honest backend sends (research/xen-block.md §4.1, cases 1 to 25). The property of all: the queue
+// Responses that no honest backend sends (on the loopback: Tests/HostileTests). The property of all: the queue
 // breaks or goes on, everything in flight ends once, nothing traps, and nobody gets another's bytes.
 
 import Blkif
@@ -42,14 +42,14 @@ import Xen
   }
 
   @Test(arguments: [32, 33, 1000, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF, 1 << 40 | 200] as [UInt64])
-  func case1_anIDBeyondTheRingBreaksIt(id: UInt64) throws {
+  func anIDBeyondTheRingBreaksIt(id: UInt64) throws {
     let harness = try Self.withReads(3)
     harness.backend.forge(at: 0, id: id, operation: 0, status: 0)
     harness.backend.setIndex(.responseProducer, 1)
     Self.expectBroken(harness, operations: 3)
   }
 
-  @Test func case2_anIDThatWasNeverUsedBreaksTheQueue() throws {
+  @Test func anIDThatWasNeverUsedBreaksTheQueue() throws {
     let harness = try Self.withReads(3)
     for id in [9, 31, 1 << 32 | 9] as [UInt64] {
       harness.backend.forge(at: 0, id: id, operation: 0, status: 0)
@@ -59,7 +59,7 @@ import Xen
   }
 
   @Test(arguments: [true, false])
-  func case3_anIDAnsweredTwiceBreaksTheQueue(inOneBatch: Bool) throws {
+  func anIDAnsweredTwiceBreaksTheQueue(inOneBatch: Bool) throws {
     let harness = try Self.withReads(3)
     let id = harness.backend.held[0].id
     harness.backend.forge(at: 0, id: id, operation: 0, status: 0)
@@ -78,14 +78,14 @@ import Xen
     #expect(harness.queue.violation == .notInFlight(id))
   }
 
-  @Test func case4_theWholeOfTheIDIsCompared() throws {
+  @Test func theWholeOfTheIDIsCompared() throws {
     let harness = try Self.withReads(2)
     harness.backend.forge(at: 0, id: harness.backend.held[0].id ^ 1 << 63, operation: 0, status: 0)
     harness.backend.setIndex(.responseProducer, 1)
     Self.expectBroken(harness, operations: 2)
   }
 
-  @Test func case4_anIDOfAnEarlierUseOfTheSlotIsStale() throws {
+  @Test func anIDOfAnEarlierUseOfTheSlotIsStale() throws {
     let harness = try QueueHarness(QueueSetup(isInline: false))
     #expect(harness.status(.read, 0, 512) == .okay)
     let stale = harness.backend.log[0].id
@@ -98,7 +98,7 @@ import Xen
   }
 
   @Test(arguments: [1, 2, 3, 4, 5, 6, 7, 255] as [UInt8])
-  func case5_anotherOperationThanTheRequestsBreaksTheQueue(operation: UInt8) throws {
+  func anotherOperationThanTheRequestsBreaksTheQueue(operation: UInt8) throws {
     let harness = try Self.withReads(1)
     harness.backend.forge(at: 0, id: harness.backend.held[0].id, operation: operation, status: 0)
     harness.backend.setIndex(.responseProducer, 1)
@@ -107,7 +107,7 @@ import Xen
   }
 
   @Test(arguments: [true, false])
-  func case5_anIndirectRequestMayBeAnsweredWithEitherOperation(outer: Bool) throws {
+  func anIndirectRequestMayBeAnsweredWithEitherOperation(outer: Bool) throws {
     let harness = try QueueHarness(QueueSetup(copy: .bounce))
     harness.backend.answersOuterOperation = outer
     let data = Pattern.some(100_000)
@@ -124,7 +124,7 @@ import Xen
       (0, .okay), (-1, .ioError), (-2, .notSupported), (1, .ioError), (2, .ioError),
       (32767, .ioError), (-32768, .ioError), (-3, .ioError),
     ] as [(Int16, OperationStatus)])
-  func case6_anUnknownStatusIsAnError(wire: Int16, status: OperationStatus) throws {
+  func anUnknownStatusIsAnError(wire: Int16, status: OperationStatus) throws {
     let harness = try QueueHarness()
     harness.backend.judge = { _ in .refuse(wire) }
     let (ended, data) = harness.perform(.read, 0, 8192)
@@ -136,13 +136,13 @@ import Xen
   @Test(
     arguments: [4, 5, 32, 33, 1 << 31, UInt32.max, UInt32.max - 1] as [UInt32],
     [0, UInt32.max - 1] as [UInt32])
-  func case7_aProducerThatMakesNoSenseBreaksTheQueue(jump: UInt32, start: UInt32) throws {
+  func aProducerThatMakesNoSenseBreaksTheQueue(jump: UInt32, start: UInt32) throws {
     let harness = try Self.withReads(3, QueueSetup(isInline: false, start: start))
     harness.backend.setIndex(.responseProducer, start &+ jump)
     Self.expectBroken(harness, operations: 3)
   }
 
-  @Test func case7_indicesWrapWithoutHarm() throws {
+  @Test func indicesWrapWithoutHarm() throws {
     let harness = try QueueHarness(QueueSetup(isInline: false, start: UInt32.max - 5))
     for index in 0..<100 {
       let data = Pattern.some(4096, seed: index)
@@ -151,7 +151,7 @@ import Xen
     }
   }
 
-  @Test func case9_paddingInAResponseIsIgnored() throws {
+  @Test func paddingInAResponseIsIgnored() throws {
     let harness = try Self.withReads(1)
     // forge fills the slot with rubbish around the fields
     harness.backend.forge(at: 0, id: harness.backend.held[0].id, operation: 0, status: 0)
@@ -161,7 +161,7 @@ import Xen
     #expect(harness.takeStatuses() == [.okay])
   }
 
-  @Test func case10_aBackendThatNeverAnswersIsGivenUpAndItsPagesAreNotUsedAgain() throws {
+  @Test func aBackendThatNeverAnswersIsGivenUpAndItsPagesAreNotUsedAgain() throws {
     let harness = try Self.withReads(3)
     let pages = harness.sharing.liveCount
     harness.control.tell {
@@ -178,7 +178,7 @@ import Xen
     #expect(harness.queue.violation == nil)
   }
 
-  @Test func case10_aLateAnswerNeverReachesTheNextUserOfItsPlace() throws {
+  @Test func aLateAnswerNeverReachesTheNextUserOfItsPlace() throws {
     // Another queue of the device broke: this one is told to fail everything, its backend knows nothing of it.
     let harness = try Self.withReads(3, QueueSetup(copy: .bounce, isInline: false))
     harness.control.tell { $0.failEverything = .ioError }
@@ -192,7 +192,7 @@ import Xen
     #expect(harness.backend.log.count == 3)
   }
 
-  @Test func case11_answersMayComeInAnyOrder() throws {
+  @Test func answersMayComeInAnyOrder() throws {
     var random = SeededGenerator(seed: 3)
     for _ in 0..<20 {
       let harness = try Self.withReads(32)
@@ -207,7 +207,7 @@ import Xen
     }
   }
 
-  @Test func case12_anAnswerWithoutAnEventIsFoundByTheNextPoll() throws {
+  @Test func anAnswerWithoutAnEventIsFoundByTheNextPoll() throws {
     let harness = try Self.withReads(1)
     harness.backend.notifyFrontend = {}
     harness.backend.answerHeld()
@@ -216,7 +216,7 @@ import Xen
     #expect(harness.takeStatuses() == [.okay])
   }
 
-  @Test func case12_anEventWithoutAnAnswerIsCountedAndHarmless() throws {
+  @Test func anEventWithoutAnAnswerIsCountedAndHarmless() throws {
     let harness = try Self.withReads(1)
     for _ in 0..<5 {
       harness.channels.raise()
@@ -230,7 +230,7 @@ import Xen
     #expect(harness.queue.counters.spuriousEvents == 5)
   }
 
-  @Test func case13_whatTheBackendWritesIntoRequestsAndIndicesIsNeverRead() throws {
+  @Test func whatTheBackendWritesIntoRequestsAndIndicesIsNeverRead() throws {
     let harness = try Self.withReads(8)
     let held = harness.backend.held
     for index in 0..<8 {
@@ -253,7 +253,7 @@ import Xen
     #expect(harness.backend.index(.requestProducer) == 9)
   }
 
-  @Test func case14_aBackendThatAlwaysWantsNotificationsGetsOneForEachPublishAtMost() throws {
+  @Test func aBackendThatAlwaysWantsNotificationsGetsOneForEachPublishAtMost() throws {
     let harness = try QueueHarness(QueueSetup(isInline: false))
     for index in 0..<100 {
       harness.backend.setIndex(.requestEvent, harness.backend.index(.requestProducer) &+ 1)
@@ -264,7 +264,7 @@ import Xen
     #expect(counters.notificationsSent == UInt64(harness.channels.notifications))
   }
 
-  @Test func case16_aClosedPortIsReportedAndNothingTraps() throws {
+  @Test func aClosedPortIsReportedAndNothingTraps() throws {
     let harness = try QueueHarness(QueueSetup(isInline: false))
     try harness.channels.unbind(EventChannelPort(5))
     harness.submit(.read, 0, 512)
@@ -272,7 +272,7 @@ import Xen
     #expect(!harness.reports.messages.isEmpty)
   }
 
-  @Test func case17_anAnswerToARequestNotYetPublishedBreaksTheQueue() throws {
+  @Test func anAnswerToARequestNotYetPublishedBreaksTheQueue() throws {
     let harness = try Self.withReads(1)
     harness.submit(.read, 8192, 4096)
     harness.backend.forge(at: 0, id: harness.backend.held[0].id, operation: 0, status: 0)
@@ -282,7 +282,7 @@ import Xen
   }
 
   @Test(arguments: CopyMode.allCases)
-  func case20_aBrokenBackendsPagesAreNeverUsedAgain(copy: CopyMode) throws {
+  func aBrokenBackendsPagesAreNeverUsedAgain(copy: CopyMode) throws {
     let harness = try Self.withReads(4, QueueSetup(copy: copy, isInline: false))
     let inUse = Set(harness.backend.held.flatMap { $0.segments.map(\.reference) })
     harness.backend.setIndex(.responseProducer, 77)
@@ -291,7 +291,7 @@ import Xen
   }
 
   @Test(arguments: CopyMode.allCases, [(0, 100), (511, 2), (700, 5000), (4095, 1)])
-  func case21_onlyTheBytesThatWereAskedForReachTheReader(copy: CopyMode, range: (Int, Int)) throws {
+  func onlyTheBytesThatWereAskedForReachTheReader(copy: CopyMode, range: (Int, Int)) throws {
     let harness = try QueueHarness(QueueSetup(copy: copy))
     let data = Pattern.some(64 << 10)
     _ = harness.backend.disk.update(fromContentsOf: data)
@@ -309,7 +309,7 @@ import Xen
   }
 
   @Test(arguments: CopyMode.allCases, GrantMode.allCases)
-  func case22_anUntrustedBackendSeesNothingOfEarlierRequestsBehindAWrite(copy: CopyMode, grants: GrantMode)
+  func anUntrustedBackendSeesNothingOfEarlierRequestsBehindAWrite(copy: CopyMode, grants: GrantMode)
     throws
   {
     let harness = try QueueHarness(QueueSetup(copy: copy, grants: grants, trusted: false))
@@ -331,7 +331,7 @@ import Xen
     #expect(leaks == 0)
   }
 
-  @Test func case23_indirectPagesAreNotReadAgain() throws {
+  @Test func indirectPagesAreNotReadAgain() throws {
     let harness = try QueueHarness(QueueSetup(copy: .bounce, isInline: false))
     harness.backend.judge = { _ in .hold }
     let data = Pattern.some(100_000)

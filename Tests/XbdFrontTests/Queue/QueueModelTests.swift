@@ -58,6 +58,11 @@ final class ModelRun {
   var depth = 12
   var largest = 1 << 20
   var failed = false
+  /// How seldom the backend is lost; 0 for never.
+  var rarityOfLoss = 0
+  /// What a backend that is lost does to the pages that it could write.
+  var spoilsPages = false
+  private(set) var losses = 0
 
   struct Expected {
     var command: BlockRequest.Command
@@ -82,6 +87,7 @@ final class ModelRun {
       if busy.count >= depth { step() }
       start()
       if random.below(3) == 0 { step() }
+      if rarityOfLoss > 0, random.below(rarityOfLoss) == 0 { lose() }
     }
     while !busy.isEmpty, !failed { step() }
     let same = sameBytes(harness.diskBytes, model)
@@ -131,6 +137,25 @@ final class ModelRun {
     }
     busy[operation] = expected
     harness.queue.submit(operation)
+  }
+
+  /// The backend goes in the middle of everything; some requests come while there is none; another one comes.
+  private func lose() {
+    losses += 1
+    if spoilsPages { harness.sharing.overwrite(0xEE) }
+    harness.loseBackend()
+    for _ in 0..<random.below(4) { start() }
+    harness.settle()
+    var next = harness.setup
+    next.maxSegments = QueueModelTests.segments[random.below(QueueModelTests.segments.count)]
+    next.poolPages = QueueModelTests.pools[random.below(QueueModelTests.pools.count)]
+    next.ringPageOrder = random.below(3)
+    next.grants = GrantMode.allCases[random.below(2)]
+    if random.below(4) == 0 { harness.loseBackend() }
+    do { try harness.reconnect(next) } catch {
+      failed = true
+      Issue.record("\(error)")
+    }
   }
 
   private func step() {

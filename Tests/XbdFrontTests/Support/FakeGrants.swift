@@ -36,6 +36,13 @@ final class FakeGrants: GrantSharing {
     with { $0.pages[reference] }.flatMap { UnsafeMutableRawPointer(bitPattern: $0) }
   }
 
+  /// Writes over every page that is shared.
+  func overwrite(_ byte: UInt8) {
+    for address in with({ Array($0.pages.values) }) {
+      _ = UnsafeMutableRawPointer(bitPattern: address).map { memset($0, Int32(byte), Page.size) }
+    }
+  }
+
   func share(
     pages count: Int, with domain: DomainID, writable: Bool, notification: UnmapNotification?
   ) throws(XenError) -> SharedPages {

@@ -33,6 +33,9 @@ struct QueueSetup: CustomStringConvertible {
   var abi = ABI.native
   /// Brings `maxSegments` down as negotiation would.
   var negotiates = true
+  /// As with `FrontendOptions.reconnects`.
+  var keepsWrites = false
+  var sectorShift: UInt64 = 9
 
   var description: String {
     "\(copy) \(grants) segments \(maxSegments) order \(ringPageOrder) sector \(sectorSize) pool \(poolPages) "
@@ -50,19 +53,22 @@ struct QueueSetup: CustomStringConvertible {
     let segments =
       negotiates
       ? features.map { TransportParameters(options, $0).maxSegments } ?? maxSegments : maxSegments
-    return QueueParameters(
+    var parameters = QueueParameters(
       backend: .dom0, handle: 0xCA10, abi: abi, maxSegments: segments, sectorCount: UInt64(diskBytes / 512),
       sectorSize: sectorSize, isReadOnly: isReadOnly, flush: flush, hasBarrier: hasBarrier, discard: discard,
       trusted: trusted, copy: copy, grants: grants, poolPages: poolPages)
+    parameters.keepsWrites = keepsWrites
+    parameters.sectorShift = sectorShift
+    return parameters
   }
 }
 
 /// A queue with everything around it.
 final class QueueHarness {
-  let setup: QueueSetup
+  private(set) var setup: QueueSetup
   let sharing: FakeGrants
-  let channels: FakeEventChannels
-  let backend: ScriptedBackend
+  private(set) var channels: FakeEventChannels
+  private(set) var backend: ScriptedBackend
   let queue: BlockQueue
   let control: QueueControl
   let reports: Reports
@@ -104,6 +110,51 @@ final class QueueHarness {
       if let call = onCompletion { call(completion) } else { completions.append(completion) }
     }
   }
+
+  // MARK: Reconnecting
+
+  /// The backend ends where it stands; what it held is never answered.
+  func loseBackend() {
+    control.tell {
+      $0.link = nil
+      $0.suspend = true
+    }
+    backendSleeps = true
+    queue.poll()
+  }
+
+  /// Another backend with the same disk connects, which may be poorer or richer.
+  func reconnect(_ new: QueueSetup? = nil) throws {
+    if let new { setup = new }
+    channels = try FakeEventChannels()
+    let port = try channels.bindUnbound(remote: .dom0)
+    let ringPages = try FakeGrants().share(
+      pages: 1 << setup.ringPageOrder, with: .dom0, writable: true, notification: nil)
+    let ring = FrontRing(
+      pages: ringPages.baseAddress, pageCount: ringPages.pageCount, abi: setup.abi, startingAt: setup.start)
+    let pool = GrantPool(sharing: sharing, backend: .dom0, mode: setup.grants, bound: setup.poolPages)
+    let old = backend
+    backend = try ScriptedBackend(
+      ringPages: ringPages, abi: setup.abi, grants: sharing, diskBytes: setup.diskBytes, sharing: old.disk)
+    earlier.append(old)
+    backend.sectorSize = setup.sectorSize
+    backend.judge = old.judge
+    backend.keepsLog = old.keepsLog
+    let channels = channels
+    backend.notifyFrontend = { channels.raise() }
+    backendSleeps = true
+    let link = QueueLink(
+      parameters: setup.parameters, ring: ring, pool: pool, channels: channels, port: port,
+      ringPages: ringPages)
+    control.tell { $0.link = link }
+    queue.poll()
+    if setup.isInline {
+      queue.runInline(backend)
+      queue.poll()
+    }
+  }
+  /// They own the disk.
+  private var earlier: [ScriptedBackend] = []
 
   // MARK: Stepping
 
@@ -253,7 +304,14 @@ final class Reports: Sendable {
   private let guarded = Guarded<[QueueReport]>([])
   func add(_ report: QueueReport) { guarded.with { $0.append(report) } }
   var all: [QueueReport] { guarded.with { $0 } }
-  var messages: [String] { all.compactMap { if case .message(let text) = $0 { text } else { nil } } }
+  var messages: [String] {
+    all.compactMap {
+      switch $0 {
+      case .message(let text), .limit(_, let text): text
+      default: nil
+      }
+    }
+  }
   var violations: [ProtocolViolation] {
     all.compactMap { if case .violation(_, let violation) = $0 { violation } else { nil } }
   }

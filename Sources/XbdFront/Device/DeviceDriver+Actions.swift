@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The control thread's deeds: each action of the state machine, and how xenstore is read and written for it.
+
+internal import Blkif
+internal import Logging
+internal import Platform
+internal import Xen
+
+extension DeviceDriver {
+  // MARK: Actions
+
+  func perform(_ actions: [FrontendStateMachine.Action]) {
+    for action in actions {
+      do throws(XbdError) {
+        try perform(action)
+      } catch {
+        // What is left of the list assumed that this one worked; only the list of a failure goes on to its end.
+        let instead = machine.handle(.actionFailed(error))
+        if !instead.isEmpty { return perform(instead) }
+      }
+    }
+  }
+
+  private func perform(_ action: FrontendStateMachine.Action) throws(XbdError) {
+    logger.debug("\(location.frontend): \(action)")
+    switch action {
+    case .setState(let state): try setState(state)
+    case .publish(let assumeDefaults): try publish(assumeDefaults: assumeDefaults)
+    case .connect: try connect()
+    case .serve: serve()
+    case .rereadSize: try rereadSize()
+    case .drain:
+      drained = []
+      for control in controls { control.drain(refusing: .shutdown) }
+      shared.set(.closing)
+    case .hold:
+      drained = []
+      for control in controls { control.drain(refusing: nil) }
+      shared.set(.reconnecting)
+    case .suspend: suspend()
+    case .abandon: abandon()
+    case .failInFlight:
+      for control in controls {
+        control.tell {
+          $0.refusal = .shutdown
+          $0.failEverything = .shutdown
+        }
+      }
+    case .release: release()
+    case .startTimer: startTimer()
+    case .startGraceTimer:
+      // A backend that is being started again takes its time to get to InitWait.
+      let grace = options.initialisingGrace.nanoseconds &* (machine.isRecovering ? 5 : 1)
+      graceDeadline = MonotonicClock.nanoseconds() &+ grace
+    case .startPauseTimer:
+      deadline = MonotonicClock.nanoseconds() &+ options.reconnectPause.nanoseconds
+    case .startReconnectTimer:
+      if reconnectDeadline == nil {
+        reconnectDeadline = MonotonicClock.nanoseconds() &+ options.reconnectTimeout.nanoseconds
+      }
+    case .note(let error):
+      logger.warning("\(describe(error).message); requests wait for the next one")
+    case .fail(let error):
+      shared.fail(describe(error))
+    }
+  }
+
+  private func startTimer() {
+    let patience =
+      switch machine.phase {
+      case .resettingClosing where machine.isRecovering, .resettingClosed where machine.isRecovering:
+        options.reconnectPause * 3
+      default: shared.isConnected && !machine.isRecovering ? options.closeTimeout : options.handshakeTimeout
+      }
+    deadline = MonotonicClock.nanoseconds() &+ patience.nanoseconds
+  }
+
+  /// Adds to an error what a person looks for next: both states and what the backend itself said.
+  private func describe(_ error: XbdError) -> XbdError {
+    let own = (try? state(location.frontendState)) ?? .unknown
+    let said = (try? store.read("\(location.backendErrorPath)")).flatMap { $0 }
+    var message = "\(location.frontend): \(error.message) (frontend \(own), backend \(machine.backend)"
+    message += " at \(location.backend)"
+    if let said { message += ", which says: \(said)" }
+    return XbdError(error.code, message + ")")
+  }
+
+  private func setState(_ state: XenbusState) throws(XbdError) {
+    do throws(XenError) {
+      // A directory that the toolstack has taken away must not be created again.
+      guard try store.readBytes(location.frontend + "/" + Key.backend) != nil else { return }
+      try store.write(location.frontendState, String(state.rawValue))
+    } catch {
+      throw XbdError(error, during: "writing \(location.frontendState)")
+    }
+    written = state
+  }
+
+  private func publish(assumeDefaults: Bool) throws(XbdError) {
+    graceDeadline = nil
+    let nodes = assumeDefaults ? [:] : try backendNodes()
+    let offered = try wellFormed { () throws(MalformedNode) in try TransportFeatures(nodes) }
+    var wanted = options
+    // The queues are in use: there can be no more of them than there were.
+    if !controls.isEmpty { wanted.queueCount = controls.count }
+    var chosen = TransportParameters(wanted, offered)
+    let isFirst = controls.isEmpty
+    if isFirst {
+      controls = (0..<chosen.queueCount).map { index in
+        QueueControl(queue: index) { [weak shared] report in shared?.post(.report(report)) }
+      }
+    }
+    connections = []
+    do throws(XenError) {
+      for control in controls.prefix(chosen.queueCount) {
+        do throws(XenError) {
+          connections.append(
+            try QueueConnection(control: control, system, location.backendDomain, chosen, options))
+        } catch {
+          // Fewer queues than there could be, rather than no device.
+          guard isFirst, error.code == .limitReached, !connections.isEmpty else { throw error }
+          logger.warning(
+            "\(location.frontend): \(connections.count) of \(chosen.queueCount) queues, as there are no pages for more: \(error)"
+          )
+          chosen.queueCount = connections.count
+          controls.removeSubrange(connections.count...)
+          break
+        }
+      }
+      transport = chosen
+      let writer = TransportWriter(location: location, options: options, parameters: chosen)
+      try writer.write(connections, to: store)
+      written = .initialised
+    } catch {
+      throw XbdError(error, during: "publishing the ring of \(location.frontend)")
+    }
+  }
+
+  private func connect() throws(XbdError) {
+    guard let transport else { return }
+    let nodes = try backendNodes()
+    let features = try wellFormed { () throws(MalformedNode) in
+      try DeviceFeatures(nodes, unit: options.sectorsUnit)
+    }
+    if let old = self.features, features.sectorSize > old.sectorSize {
+      throw XbdError(
+        .malformed,
+        "\(location.backend) has sectors of \(features.sectorSize) bytes now, where requests in flight were made for \(old.sectorSize)"
+      )
+    }
+    var trusted = true
+    if let value = options.trusted {
+      trusted = value
+    } else if let value = try? store.read(location.frontend + "/" + Key.trusted) {
+      trusted = value != "0"
+    }
+    links = []
+    do throws(XenError) {
+      for connection in connections {
+        links.append(
+          try connection.makeLink(QueueParameters(location, options, transport, features, trusted: trusted)))
+      }
+    } catch {
+      throw XbdError(error, during: "connecting the queues of \(location.frontend)")
+    }
+    self.features = features
+  }
+
+  /// Both ends are connected: hands over the queues, or what they go on with.
+  private func serve() {
+    deadline = nil
+    graceDeadline = nil
+    reconnectDeadline = nil
+    guard let transport, let features else { return }
+    if shared.isConnected {
+      for (control, link) in zip(controls, links) { control.tell { $0.link = link } }
+      logger.warning("\(location.frontend): connected again, to \(location.backend)")
+      shared.reconnected(features)
+    } else {
+      var queues: [BlockQueue] = []
+      for (control, link) in zip(controls, links) {
+        guard let queue = BlockQueue(link, control: control, gate: gate) else { return }
+        queues.append(queue)
+      }
+      shared.connect(queues: queues, features: features, transport: transport)
+    }
+    links = []
+  }
+
+  /// The queues let go of their rings and keep their requests.
+  private func suspend() {
+    suspended = []
+    links = []
+    // From here on they belong to the queues, which close their event channels.
+    connections = []
+    limited = []
+    growDeadline = nil
+    for control in controls {
+      control.tell {
+        $0.link = nil
+        $0.suspend = true
+      }
+    }
+    shared.set(.reconnecting)
+  }
+
+  /// Lets go of what was published and never came into use.
+  private func abandon() {
+    graceDeadline = nil
+    links = []
+    for connection in connections { connection.release() }
+    connections = []
+  }
+
+  /// The backend says Connected again: the size may have changed (blkif.h: "sectors").
+  private func rereadSize() throws(XbdError) {
+    guard let old = features else { return }
+    let nodes = try backendNodes()
+    let sectors: UInt64
+    do throws(MalformedNode) {
+      sectors = try DeviceFeatures.sectorCount(
+        nodes, sectorSize: old.sectorSize, unit: options.sectorsUnit)
+    } catch {
+      // The device works as it is: no reason to take it from its users.
+      logger.warning("the backend's \(error) in \(location.backend): the size stays as it was")
+      return
+    }
+    guard sectors != old.sectorCount else { return }
+    features?.sectorCount = sectors
+    logger.notice("\(location.frontend): the size is now \(sectors) sectors of 512 bytes")
+    for control in controls { control.tell { $0.sectorCount = sectors } }
+    shared.resize(sectors)
+  }
+
+  /// Takes back everything that the backend could still use.
+  ///
+  /// The queues live on, refusing everything.
+  private func release() {
+    for connection in connections { connection.release() }
+    try? store.unwatch(location.backendState, token: "backend")
+    try? store.unwatch(location.frontend, token: "frontend")
+  }
+
+  // MARK: xenstore
+
+  private func wellFormed<Value>(
+    _ body: () throws(MalformedNode) -> Value
+  ) throws(XbdError) -> Value {
+    do throws(MalformedNode) {
+      return try body()
+    } catch {
+      throw XbdError(.malformed, "the backend's \(error) in \(location.backend)")
+    }
+  }
+
+  func exists(_ path: String) throws(XbdError) -> Bool { try bytes(path) != nil }
+
+  func bytes(_ path: String) throws(XbdError) -> [UInt8]? {
+    do throws(XenError) {
+      return try store.readBytes(path)
+    } catch {
+      throw XbdError(error, during: "reading \(path)")
+    }
+  }
+
+  func state(_ path: String) throws(XbdError) -> XenbusState {
+    do throws(XenError) {
+      guard let bytes = try store.readBytes(path), let number = try? Decimal.parse(bytes, in: 0...8) else {
+        return .unknown
+      }
+      return XenbusState(rawValue: UInt8(number)) ?? .unknown
+    } catch {
+      // A node that is gone is one that may not be read, where its parents may not be read either.
+      if error.code == .denied { return .unknown }
+      throw XbdError(error, during: "reading \(path)")
+    }
+  }
+
+  func backendState() throws(XbdError) -> XenbusState { try state(location.backendState) }
+
+  func backendNodes() throws(XbdError) -> Nodes {
+    do throws(XenError) {
+      return try location.nodes(of: location.backend, in: store)
+    } catch {
+      throw XbdError(error, during: "reading \(location.backend)")
+    }
+  }
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// An image as QEMU's xen-block opens it: format and path, the `params` node that libxl writes, the command line, and
+// the lock that QEMU leaves out (it turns its own off for Xen's disks).
+
+import CXen
+import Glibc
+import Platform
+import XbdBack
+
+/// A disk that QEMU serves.
+final class QEMUDisk {
+  /// QEMU with nothing but a Xen machine's backends, as Debian's qemu-system-xen installs it.
+  static let program = "/usr/libexec/xen-qemu-system-i386"
+
+  /// QEMU's name for the format.
+  let format: String
+  /// The file, or whatever the format's driver wants to read there.
+  let path: String
+  private let storage: (any Storage)?
+  private let lock: OwnedDescriptor?
+
+  /// Finds out the format, creates the image if it is to be, and locks it.
+  ///
+  /// - Parameters:
+  ///   - image: a path, or FORMAT:PATH.
+  ///   - locking: whether the image is kept locked against a second writer for as long as this value lives.
+  init(_ image: String, _ options: StorageArguments, readOnly: Bool, locking: Bool) throws {
+    for kind in ["memory:", "null:"] where image.hasPrefix(kind) {
+      throw Failure("QEMU's backend serves image files; \"\(image)\" is for the reference backend")
+    }
+    if let option = options.firstForReferenceOnly {
+      throw Failure("\(option) is an option of the reference backend; QEMU's has no such switch")
+    }
+    if let colon = image.firstIndex(of: ":"), !image[..<colon].contains("/") {
+      format = String(image[..<colon])
+      path = Self.absolute(String(image[image.index(after: colon)...]))
+      storage = nil
+      lock = locking ? try Self.lock(path, readOnly: readOnly) : nil
+      return
+    }
+    if try Self.isQcow2(image) {
+      guard options.size == nil else { throw Failure("--size is for raw images, and \(image) is a qcow2") }
+      format = "qcow2"
+      storage = nil
+      lock = locking ? try Self.lock(image, readOnly: readOnly) : nil
+    } else {
+      // What the reference backend refuses is no disk for QEMU either.
+      let opened = try options.open(image, readOnly: readOnly)
+      format = "raw"
+      storage = locking ? opened : nil
+      lock = nil
+    }
+    path = Self.absolute(image)
+  }
+
+  /// The node `params` of the backend's directory.
+  var parameters: String { "\(format):\(path)" }
+
+  /// The command that serves the disks of a domain.
+  ///
+  /// - Parameter readOnly: the vdev of a read-only disk, which QEMU is to attach by itself: what it makes of a `mode`
+  ///   of "r" it then fails to open (QEMU 7.2 opens only the file below the format so).
+  func command(domain: UInt16, readOnly vdev: String?) -> [String] {
+    var words = [
+      Self.program, "-M", "xenpv", "-xen-attach", "-xen-domid", "\(domain)", "-nographic", "-nodefaults",
+      "-no-user-config", "-monitor", "none", "-serial", "none", "-parallel", "none",
+    ]
+    if let vdev {
+      let name = path.split(separator: ",", omittingEmptySubsequences: false).joined(separator: ",,")
+      words += [
+        "-blockdev", "driver=file,filename=\(name),node-name=file,read-only=on,locking=off",
+        "-blockdev", "driver=\(format),file=file,node-name=disk,read-only=on",
+        "-device", "xen-disk,drive=disk,vdev=\(vdev)",
+      ]
+    }
+    return words
+  }
+
+  private static func isQcow2(_ image: String) throws -> Bool {
+    let file = open(image, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+    // Whoever opens it next says why it cannot be opened.
+    guard file >= 0 else { return false }
+    defer { close(file) }
+    var magic: [UInt8] = [0, 0, 0, 0]
+    return read(file, &magic, 4) == 4 && magic == [0x51, 0x46, 0x49, 0xFB]
+  }
+
+  /// Locks the file; what is no file here is left to QEMU.
+  private static func lock(_ path: String, readOnly: Bool) throws -> OwnedDescriptor? {
+    let raw = open(path, (readOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK)
+    guard raw >= 0 else {
+      if errno == ENOENT { return nil }
+      throw Failure("cannot open the image \(path): \(String(cString: strerror(errno)))")
+    }
+    let file = OwnedDescriptor(raw)
+    guard cxen_lock_whole_file(file.raw, readOnly ? 0 : 1) == 0 else {
+      throw Failure("the image \(path) is in use by another program; stop that one first")
+    }
+    return file
+  }
+
+  private static func absolute(_ path: String) -> String {
+    guard let resolved = realpath(path, nil) else { return path }
+    defer { free(resolved) }
+    return String(cString: resolved)
+  }
+}

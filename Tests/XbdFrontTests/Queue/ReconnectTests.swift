@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A queue whose backend goes and is followed by another (case 44 and issue 5, "reconnect").
+
+import Blkif
+import Testing
+
+@testable import XbdFront
+
+@Suite struct ReconnectTests {
+  @Test(arguments: CopyMode.allCases, [512, 4096])
+  func everyByteSurvivesBackendsThatComeAndGo(copy: CopyMode, sectorSize: Int) throws {
+    for seed in 0..<12 as Range<UInt64> {
+      let setup = QueueSetup(
+        copy: copy, grants: seed % 4 == 0 ? .perRequest : .persistent, maxSegments: 32, ringPageOrder: 0,
+        sectorSize: sectorSize, poolPages: 64, isInline: seed % 2 == 0,
+        discard: DiscardLimits(granularity: 8192, alignment: 4096, secure: false),
+        trusted: seed % 3 != 0, keepsWrites: seed % 5 != 0)
+      let run = try ModelRun(setup, seed: seed + 77)
+      run.rarityOfLoss = 10
+      // Without private copies of writes, a backend that scribbles is believed.
+      run.spoilsPages = setup.keepsWrites
+      run.go(operations: 250)
+      #expect(run.failed || run.losses > 5)
+      if run.failed { return }
+    }
+  }
+
+  @Test func whatIsInFlightIsAskedAgainOfTheNextBackendAndReportedOnce() throws {
+    let harness = try QueueHarness(QueueSetup(isInline: false, keepsWrites: true))
+    harness.backend.judge = { _ in .hold }
+    let data = [UInt8](repeating: 0x5A, count: 300_000)
+    harness.submit(.write, 4096, 300_000, data: data)
+    harness.submit(.read, 0, 512)
+    harness.settle()
+    #expect(!harness.backend.held.isEmpty)
+    harness.loseBackend()
+    harness.settle()
+    #expect(harness.completions.isEmpty)
+    #expect(harness.sharing.liveCount == 0, "nothing stays shared with a backend that is gone")
+    var poorer = harness.setup
+    poorer.maxSegments = 11
+    poorer.poolPages = 40
+    harness.backend.judge = { _ in .serve }
+    try harness.reconnect(poorer)
+    harness.settle()
+    #expect(harness.backend.log.allSatisfy { $0.segments.count <= 11 })
+    #expect(harness.takeStatuses() == [.okay, .okay])
+    #expect(sameBytes(Array(harness.diskBytes[4096..<304_096]), data))
+    #expect(harness.queue.counters.resubmissions == 2)
+    #expect(harness.queue.counters.reconnections == 1)
+  }
+
+  @Test func writesComeAgainAsTheyWereAskedWhateverTheLostBackendDidToItsPages() throws {
+    let harness = try QueueHarness(QueueSetup(isInline: false, keepsWrites: true))
+    harness.backend.judge = { _ in .hold }
+    let data = (0..<70_000).map { UInt8(truncatingIfNeeded: $0 * 7) }
+    harness.submit(.write, 1000, 70_000, data: data)
+    harness.submit(.write, 512 * 400, 4096, data: [UInt8](repeating: 1, count: 4096))
+    harness.settle()
+    harness.sharing.overwrite(0xEE)
+    harness.loseBackend()
+    harness.backend.judge = { _ in .serve }
+    try harness.reconnect()
+    harness.settle()
+    #expect(harness.takeStatuses() == [.okay, .okay])
+    #expect(sameBytes(Array(harness.diskBytes[1000..<71_000]), data))
+    #expect(harness.diskBytes[512 * 400..<512 * 400 + 4096].allSatisfy { $0 == 1 })
+  }
+
+  @Test func aFlushComesBehindTheWritesThatAreAskedAgain() throws {
+    let harness = try QueueHarness(QueueSetup(isInline: false, keepsWrites: true))
+    harness.backend.judge = { _ in .hold }
+    harness.submit(.flush)
+    harness.submit(.write, 0, 512, data: [UInt8](repeating: 1, count: 512))
+    harness.submit(.write, 512, 512, fua: true, data: [UInt8](repeating: 2, count: 512))
+    harness.settle()
+    harness.loseBackend()
+    harness.backend.judge = { _ in .serve }
+    try harness.reconnect()
+    harness.settle()
+    #expect(harness.backend.log.map(\.operation) == [1, 1, 3, 3])
+    #expect(harness.takeStatuses() == [.okay, .okay, .okay])
+  }
+
+  @Test func aDurableWriteWhoseFlushWasLostIsWrittenAgain() throws {
+    let harness = try QueueHarness(QueueSetup(isInline: false, keepsWrites: true))
+    harness.backend.judge = { $0.operation == 3 ? .hold : .serve }
+    harness.submit(.write, 0, 512, fua: true, data: [UInt8](repeating: 2, count: 512))
+    harness.settle()
+    #expect(harness.backend.held.map(\.operation) == [3])
+    harness.loseBackend()
+    // What it had not flushed is gone.
+    harness.backend.disk[0] = 99
+    harness.backend.judge = { _ in .serve }
+    try harness.reconnect()
+    harness.settle()
+    #expect(harness.backend.log.map(\.operation) == [1, 3])
+    #expect(harness.diskBytes[0] == 2)
+  }
+
+  @Test func aReadThatCompletedKeepsItsBytesWhenItsPagesGo() throws {
+    let harness = try QueueHarness(QueueSetup(isInline: false))
+    _ = harness.backend.disk.update(fromContentsOf: Pattern.bytes[..<harness.backend.disk.count])
+    let operation = try #require(harness.submit(.read, 700, 20_000))
+    harness.settle()
+    #expect(harness.completions.count == 1)
+    harness.loseBackend()
+    #expect(sameBytes(harness.contents(operation), Array(Pattern.bytes[700..<20_700])))
+    try harness.reconnect()
+    #expect(sameBytes(harness.contents(operation), Array(Pattern.bytes[700..<20_700])))
+    harness.queue.release(operation)
+    #expect(harness.status(.read, 0, 512) == .okay)
+  }
+
+  @Test func requestsThatComeInTheGapWaitAndCostNoTurns() throws {
+    let harness = try QueueHarness(QueueSetup(isInline: false, keepsWrites: true))
+    harness.loseBackend()
+    for index in 0..<50 as Range<UInt64> {
+      harness.submit(.write, index * 512, 512, data: [UInt8](repeating: 3, count: 512))
+    }
+    harness.settle()
+    #expect(harness.completions.isEmpty)
+    try harness.reconnect()
+    harness.settle()
+    #expect(harness.takeStatuses() == [OperationStatus](repeating: .okay, count: 50))
+  }
+
+  @Test func whatCannotBeDoneOnTheNextDeviceFails() throws {
+    let harness = try QueueHarness(QueueSetup(isInline: false, keepsWrites: true))
+    harness.backend.judge = { _ in .hold }
+    harness.submit(.read, 1 << 20, 4096)
+    harness.submit(.write, 0, 512, data: [UInt8](repeating: 1, count: 512))
+    harness.settle()
+    harness.loseBackend()
+    harness.backend.judge = { _ in .serve }
+    var other = harness.setup
+    other.diskBytes = 1 << 20
+    other.isReadOnly = true
+    try harness.reconnect(other)
+    harness.settle()
+    #expect(harness.takeStatuses() == [.ioError, .readOnly])
+    #expect(harness.status(.read, 0, 512) == .okay)
+  }
+
+  @Test func whatIsHeldIsAnsweredAndNothingNewGoesIn() throws {
+    let harness = try QueueHarness(QueueSetup(isInline: false))
+    harness.backend.judge = { _ in .hold }
+    harness.submit(.read, 0, 512)
+    harness.settle()
+    harness.control.drain(refusing: nil)
+    harness.submit(.read, 512, 512)
+    harness.settle()
+    #expect(harness.backend.held.count == 1)
+    #expect(harness.reports.drained == 0)
+    harness.backend.answerHeld()
+    harness.settle()
+    #expect(harness.reports.drained == 1)
+    #expect(harness.completions.count == 1)
+    harness.loseBackend()
+    harness.backend.judge = { _ in .serve }
+    try harness.reconnect()
+    harness.settle()
+    #expect(harness.takeStatuses() == [.okay, .okay])
+  }
+
+  @Test func aBrokenQueueWorksAgainWithAnotherBackend() throws {
+    let harness = try QueueHarness(QueueSetup(isInline: false, keepsWrites: true))
+    harness.backend.judge = { _ in .hold }
+    harness.submit(.read, 0, 512)
+    harness.settle()
+    harness.backend.setIndex(.responseProducer, 99)
+    harness.channels.raise()
+    harness.settle()
+    #expect(harness.takeStatuses() == [.ioError])
+    #expect(harness.reports.violations.count == 1)
+    harness.loseBackend()
+    harness.submit(.read, 0, 512)
+    harness.backend.judge = { _ in .serve }
+    try harness.reconnect()
+    harness.settle()
+    #expect(harness.takeStatuses() == [.okay])
+  }
+}

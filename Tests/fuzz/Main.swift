@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The fuzzer: libFuzzer with one of our targets, chosen by `--target=NAME`. An option with two dashes is one that
+// libFuzzer ignores and hands on to the processes it starts, as `-merge=1` does.
+
+import Glibc
+
+@_silgen_name("LLVMFuzzerRunDriver")
+func runDriver(
+  _ count: UnsafeMutablePointer<Int32>,
+  _ arguments: UnsafeMutablePointer<UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>>,
+  _ test: @convention(c) (UnsafePointer<UInt8>?, Int) -> Int32
+) -> Int32
+
+/// Something to be fuzzed: called with one input after another, leaves nothing behind.
+typealias FuzzTarget = @Sendable (inout FuzzInput) -> Void
+
+let targets: [String: FuzzTarget] = [
+  "front-ring": frontRing,
+  "back-ring": backRing,
+  "xenstore": xenStore,
+  "negotiation": negotiation,
+  "nbd": nbd,
+  "control": control,
+]
+
+@main
+enum Fuzz {
+  nonisolated(unsafe) static var target: FuzzTarget = { _ in }
+
+  static func main() {
+    let name = CommandLine.arguments.first { $0.hasPrefix("--target=") }.map { String($0.dropFirst(9)) }
+    guard let name, let chosen = targets[name] else {
+      say("--target= must be one of \(targets.keys.sorted().joined(separator: ", "))")
+      exit(2)
+    }
+    target = chosen
+    var count = CommandLine.argc
+    var arguments = CommandLine.unsafeArgv
+    exit(
+      runDriver(&count, &arguments) { bytes, count in
+        var input = FuzzInput(UnsafeBufferPointer(start: bytes, count: count))
+        Fuzz.target(&input)
+        return 0
+      })
+  }
+}
+
+/// Ends the process with a sentence, which libFuzzer reports together with the input.
+func violated(_ property: String) -> Never {
+  say("PROPERTY VIOLATED: \(property)")
+  abort()
+}
+
+private func say(_ sentence: String) {
+  let line = sentence + "\n"
+  _ = write(2, line, line.utf8.count)
+}

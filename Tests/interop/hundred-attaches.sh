@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# timeout: 600
+# A hundred frontends in a row leave no page, mapping, port, watch, node, descriptor or memory behind: not with the
+# host, not with the reference backend that serves them all, and not with a QEMU that disks are attached to and
+# detached from each time.
+# backend: own; host and backends live through all of it
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+requires /usr/libexec/xen-qemu-system-i386 xenstore-write nbdcopy python3
+
+attaches=${XBD_ATTACHES:-100}
+xen=$dir/xen
+start host "$XBD_USER" loopback "$xen" --gntalloc-limit 4096
+host=$pid
+eventually test -s "$dir/host.out"
+export XENSTORED_PATH=$xen/dom0/xenstored.sock
+random_file "$dir/in" $((2 << 20))
+
+descriptors() { find "/proc/$1/fd" -mindepth 1 | wc -l; }
+maps() { wc -l <"/proc/$1/maps"; }
+resident() { awk '/^VmRSS:/ { print $2 }' "/proc/$1/status"; }
+
+front() {
+  start front "$XBD_USER" serve "$1" --loopback "$xen" --socket "$dir/s"
+  server=$pid
+  await_uri front
+  nbdcopy --flush "$dir/in" "$uri"
+  nbdcopy "$uri" - | cmp - "$dir/in"
+  stop
+  # What a frontend's end leaves is gone when its backend has closed its end.
+  started=("${started[@]:0:$((${#started[@]} - 1))}")
+}
+
+# settled PROCESS: what the host has counted, and how many descriptors both have, once two looks agree.
+settled() {
+  local last='' now tries=0
+  while :; do
+    now="$("$XBD_USER" loopback status "$xen" --json) host $(descriptors "$host") backend $(descriptors "$1")"
+    [ "$now" != "$last" ] || break
+    last=$now
+    tries=$((tries + 1))
+    [ $tries -lt "$patience" ] || fail "the host does not settle: $now"
+    sleep 0.1
+  done
+  printf '%s\n' "$now"
+}
+
+# compare WHAT PROCESS COMMAND…: runs it a few times to warm up, then as often as wanted, and looks at what is left.
+compare() {
+  local what=$1 process=$2 before after maps_before resident_before host_before n
+  shift 2
+  for n in 1 2 3 4 5; do "$@"; done
+  before=$(settled "$process")
+  maps_before=$(maps "$process")
+  resident_before=$(resident "$process")
+  host_before=$(resident "$host")
+  for ((n = 0; n < attaches; n++)); do "$@"; done
+  after=$(settled "$process")
+  if [ "$before" != "$after" ]; then
+    diff <(printf '%s\n' "$before") <(printf '%s\n' "$after") || true
+    fail "$what: something was left behind"
+  fi
+  echo "$what: $attaches attaches; maps $maps_before, $(maps "$process"); resident KiB $resident_before, $(resident "$process"); host's $host_before, $(resident "$host")"
+  # The allocator may want another arena; a mapping for each attach would show.
+  [ "$(maps "$process")" -le $((maps_before + attaches / 10)) ] || fail "$what: mappings were left behind"
+  [ "$(resident "$process")" -le $((resident_before + 4096 + 20 * attaches)) ] || fail "$what: memory was left behind"
+  [ "$(resident "$host")" -le $((host_before + 1024 + 5 * attaches)) ] || fail "$what: memory was left with the host"
+}
+
+start backend "$XBD_USER" backend "$dir/reference.img" --loopback "$xen" --size 2M
+backend=$pid
+eventually test -s "$dir/backend.out"
+compare "reference backend" "$backend" front xvda
+kill -TERM "$backend"
+reap "$backend"
+
+start qemu "$XBD_USER" loopback exec "$xen" -- /usr/libexec/xen-qemu-system-i386 -M xenpv -xen-attach -xen-domid 1 \
+  -nographic -nodefaults -no-user-config -monitor none -serial none -parallel none
+qemu=$pid
+truncate -s 2M "$dir/qemu.img"
+back=/local/domain/0/backend/qdisk/1/51728
+front=/local/domain/1/device/vbd/51728
+state_is() { [ "$(xenstore-read "$1/state" 2>/dev/null)" = "$2" ]; }
+is_gone() { ! xenstore-read "$1/state" 2>/dev/null; }
+# As `xl block-attach`, a frontend and its end, and `xl block-detach` do it.
+attach_front_detach() {
+  xenstore-write $back/frontend $front $back/frontend-id 1 $back/online 1 $back/removable 0 \
+    $back/bootable 1 $back/dev xvdb $back/type qdisk $back/mode w $back/device-type disk \
+    $back/discard-enable 1 $back/params "raw:$dir/qemu.img" $back/state 1 $front/backend $back $front/backend-id 0 \
+    $front/virtual-device 51728 $front/device-type disk $front/state 1
+  xenstore-chmod -r $front n1 r0
+  xenstore-chmod -r $back n0 r1
+  eventually state_is $back 2
+  front xvdb
+  xenstore-write $back/online 0 $back/state 5
+  eventually eval "is_gone $back || state_is $back 6"
+  xenstore-rm $back
+  xenstore-rm $front
+}
+compare QEMU "$qemu" attach_front_detach
+kill -TERM "$qemu"
+reap "$qemu"
+kill -TERM "$host"
+reap "$host"
+expect "host's status" "$status" 0
