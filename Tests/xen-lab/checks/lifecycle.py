@@ -51,11 +51,11 @@ done
 cat {server.files}.load""", seconds * 3 + 30)
 
 
-def ended(server, seconds=90):
+def ended(server, seconds=60):
     """Waits for a server that has to end by itself; returns what it said."""
     server.domu.run(f"""
 for i in $(seq {seconds * 10}); do
-  [ -d /proc/$(cat {server.files}.pid) ] || exit 0
+  [ -d /proc/{server.pid} ] || exit 0
   sleep 0.1
 done
 echo "xbd-user did not end"

@@ -125,11 +125,11 @@ umount /mnt""", 120)
         disk.remove()
 
 
-def to_kernel(disk):
+def to_kernel(disk, parameters=""):
     """Gives a device that we had to the kernel's blkfront: `reset` first, or it does not look at it."""
     return f"""
 xbd-user reset {disk.name}
-[ -d /sys/bus/xen/drivers/vbd ] || modprobe xen-blkfront
+[ -d /sys/bus/xen/drivers/vbd ] || modprobe xen-blkfront {parameters}
 [ -e /sys/bus/xen/devices/vbd-{disk.number}/driver ] || echo vbd-{disk.number} >/sys/bus/xen/drivers/vbd/bind
 for i in $(seq 300); do
   [ -b /dev/{disk.name} ] && [ "$(cat /sys/block/{disk.name}/size)" != 0 ] && break

@@ -14,12 +14,12 @@ from .serving import Server
 LOADS = [("read", 4096, 1), ("write", 4096, 1), ("read", 4096, 32), ("write", 4096, 32), ("read", 131072, 8),
          ("write", 131072, 8)]
 ROUNDS = 3
-SECONDS = 2
+SECONDS = 1
 
 
 def run(lab):
     for kind, options in (("blkback", ""), ("blkback", "--no-persistent"), ("qdisk", "")):
-        lab.check(f"{kind} {options}: speed beside the kernel's blkfront".replace("  ", " "), compare, lab, kind, options)
+        lab.check(f"{kind} {options}".strip() + ": speed beside the kernel's blkfront", compare, lab, kind, options)
 
 
 def cpu(lab):
@@ -52,8 +52,7 @@ def compare(lab, kind, options):
             with Server(lab, disk, "--queues 1 " + options) as server:
                 for load in LOADS:
                     samples[load]["ours"].append(measure(lab, server.socket, load))
-            lab.domu.run("modprobe -r xen-blkfront 2>/dev/null; modprobe xen-blkfront feature_persistent=" + feature +
-                         f"\nset -e\n{to_kernel(disk)}", 90)
+            lab.domu.run(f"modprobe -r xen-blkfront 2>/dev/null\nset -e\n{to_kernel(disk, 'feature_persistent=' + feature)}", 90)
             for load in LOADS:
                 samples[load]["kernel"].append(measure(lab, f"/dev/{disk.name}", load))
             lab.domu.run(f"echo vbd-{disk.number} >/sys/bus/xen/drivers/vbd/unbind; modprobe -r xen-blkfront", 60)

@@ -42,7 +42,9 @@ def pack(images, share, program, full=False):
         compiler = shutil.which("clang") or shutil.which("cc")
         if not compiler:
             raise LabError("neither clang nor cc is in PATH, and the comparison's load is C")
-        subprocess.run([compiler, "-O2", "-o", own + "/usr/bin/lab-load", HERE + "/../guest/load.c"], check=True)
+        command = [compiler, "-O2", "-o", own + "/usr/bin/lab-load", HERE + "/../guest/load.c"]
+        if subprocess.run(command).returncode != 0:
+            raise LabError(f"{' '.join(command)} failed")
     tree.archive(images + "/domu-root", share + "/domu.cpio")
     tree.archive(own, share + "/own.cpio")
     with open(share + "/domu.cpio", "ab") as out, open(share + "/own.cpio", "rb") as more:

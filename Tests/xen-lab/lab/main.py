@@ -2,6 +2,7 @@
 """The lab's order of work: images, machine, domU, checks, report. Started by ../run."""
 
 import argparse
+import fcntl
 import os
 import shutil
 import signal
@@ -42,6 +43,12 @@ def main():
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(130))
     os.makedirs(options.results, exist_ok=True)
+    lock = open(options.results + "/lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        print(f"another run of the lab uses {options.results}; name another directory with XBD_LAB_RESULTS\nFAIL")
+        return 1
     report = Report(options.results)
     machine = None
     problem = None
