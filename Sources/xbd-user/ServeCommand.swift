@@ -79,8 +79,9 @@ struct ServeCommand: ParsableCommand {
     guard device == nil || backend == .reference else {
       throw ValidationError("--backend is for an image with --loopback; a device has its backend")
     }
-    if device != nil, let option = storage.firstForReferenceOnly {
-      throw ValidationError("\(option) is an option of the reference backend; a device has its backend")
+    let isOurs = device == nil && (backend == .reference || backend == .process)
+    if let option = storage.behaviour.first, !isOurs {
+      throw ValidationError("\(option) is for the reference backend, which does not serve this device")
     }
     if storage.size != nil, device != nil {
       throw ValidationError("--size is for an image with --loopback; a device has its size")

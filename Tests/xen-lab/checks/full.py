@@ -1,8 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole matrix: what CI runs, and then all the rest."""
+"""The whole matrix: what CI runs, and then all the rest, in parts that can be run by themselves."""
 
-from . import minimal
+from . import inside, lifecycle, limits, matrix, minimal, speed
+
+PARTS = {
+    "minimal": lambda lab: minimal.run(lab, cycles=200),
+    "matrix": matrix.run,
+    "limits": limits.run,
+    "lifecycle": lifecycle.run,
+    "inside": inside.run,
+    "speed": speed.run,
+    # Last, because the domain has another number afterwards.
+    "saved": lifecycle.saved_and_restored,
+}
 
 
 def run(lab):
-    minimal.run(lab, cycles=200)
+    for name, part in PARTS.items():
+        if not lab.parts or name in lab.parts:
+            part(lab)

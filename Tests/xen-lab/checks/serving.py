@@ -13,6 +13,7 @@ class Server:
         self.options = options
         self.socket = f"/run/{disk.name}.sock"
         self.files = f"/run/{disk.name}"
+        self.pid = None
 
     def __enter__(self):
         self.start()
@@ -20,13 +21,13 @@ class Server:
 
     def start(self):
         # setsid: what a script leaves running must not keep the agent's line.
-        self.domu.run(f"""
+        self.pid = self.domu.run(f"""
 rm -f {self.files}.*
 setsid xbd-user serve {self.name} --socket {self.socket} --pid-file {self.files}.pid --stats-file {self.files}.json \\
   {self.options} >{self.files}.out 2>{self.files}.err </dev/null &
 pid=$!
 for i in $(seq 600); do
-  [ -s {self.files}.pid ] && exit 0
+  [ -s {self.files}.pid ] && {{ echo $pid; exit 0; }}
   kill -0 $pid 2>/dev/null || break
   sleep 0.1
 done
@@ -37,24 +38,23 @@ exit 1""", 120)
         if kind is None:
             self.stop()
         else:
-            self.domu.ask(f"kill $(cat {self.files}.pid); sleep 2; kill -9 $(cat {self.files}.pid); true", 30)
+            self.domu.ask(f"kill {self.pid}; sleep 2; kill -9 {self.pid}; true", 30)
 
     def stop(self):
         """Ends it the way a person does, and wants status 0 and an answer in time."""
         self.domu.run(f"""
-pid=$(cat {self.files}.pid)
-kill $pid
+kill {self.pid}
 for i in $(seq 300); do
-  [ -d /proc/$pid ] || exit 0
+  [ -d /proc/{self.pid} ] || exit 0
   sleep 0.1
 done
 echo "xbd-user does not end on SIGTERM"
 cat {self.files}.err
-kill -9 $pid
+kill -9 {self.pid}
 exit 1""", 90)
 
     def kill(self):
-        self.domu.run(f"kill -9 $(cat {self.files}.pid); while [ -d /proc/$(cat {self.files}.pid) ]; do sleep 0.05; done", 30)
+        self.domu.run(f"kill -9 {self.pid}; while [ -d /proc/{self.pid} ]; do sleep 0.05; done", 30)
 
     def errors(self):
         return self.domu.ask(f"cat {self.files}.err").text

@@ -3,6 +3,7 @@
 
 import os
 import shutil
+import subprocess
 
 from . import tree
 from .progress import LabError, say
@@ -13,8 +14,8 @@ FIRST_DEVICE = 51728
 
 CONFIG = """name = "domu"
 type = "pv"
-kernel = "/lab/vmlinux"
-ramdisk = "/lab/domu.cpio"
+kernel = "/var/vmlinux"
+ramdisk = "/var/domu.cpio"
 memory = {memory}
 vcpus = {vcpus}
 extra = "console=hvc0 quiet loglevel=4 panic=1 {mode}"
@@ -26,17 +27,24 @@ disk = []
 """
 
 
-def pack(images, share, program, helpers=()):
+def pack(images, share, program, full=False):
     """Makes the domU's initial root: the cached tree, then what changes with every build."""
     own = share + "/own"
     shutil.rmtree(own, ignore_errors=True)
     os.makedirs(own)
     tree.copy_program(program, own)
+    # For dom0, which runs xbd-user from here too.
+    tree.copy_program("nbd-client", own)
     for name, place in (("domu-init", "/init"), ("agent", "/usr/bin/lab-agent"), ("client.py", "/usr/bin/lab-client")):
         tree.copy_file(f"{HERE}/../guest/{name}", own, place)
         os.chmod(own + place, 0o755)
-    for helper, place in helpers:
-        tree.copy_file(helper, own, place)
+    if full:
+        compiler = shutil.which("clang") or shutil.which("cc")
+        if not compiler:
+            raise LabError("neither clang nor cc is in PATH, and the comparison's load is C")
+        command = [compiler, "-O2", "-o", own + "/usr/bin/lab-load", HERE + "/../guest/load.c"]
+        if subprocess.run(command).returncode != 0:
+            raise LabError(f"{' '.join(command)} failed")
     tree.archive(images + "/domu-root", share + "/domu.cpio")
     tree.archive(own, share + "/own.cpio")
     with open(share + "/domu.cpio", "ab") as out, open(share + "/own.cpio", "rb") as more:
@@ -60,7 +68,8 @@ class DomU:
     def create(self, memory=512, vcpus=1):
         with open(self.machine.share + "/domu-run.cfg", "w") as out:
             out.write(CONFIG.format(memory=memory, vcpus=vcpus, mode="lab=agent"))
-        self.dom0.run("xl create /lab/domu-run.cfg", 120)
+        # libxl maps what it loads, page by page, which over 9p takes a minute.
+        self.dom0.run("cp /lab/domu.cpio /lab/vmlinux /var/ && xl create /lab/domu-run.cfg", 240)
         self.connect()
         say(f"domU: domain {self.id} is up")
 
@@ -98,11 +107,33 @@ class Disk:
         self.frontend = f"/local/domain/{domain}/device/vbd/{self.number}"
         self.loop = None
 
+    def moved_to(self, domain):
+        """The domain has another number since it was restored."""
+        self.backend = self.backend.replace(f"/{self.domain}/{self.number}", f"/{domain}/{self.number}")
+        self.frontend = f"/local/domain/{domain}/device/vbd/{self.number}"
+        self.domain = domain
+
     def create(self):
         self.dom0.run(f"truncate -s {self.size} {self.image}")
 
     def attach(self, attached=True):
-        """What `xl block-attach` does; blkback's own device is a loop device over the image."""
+        """What `xl block-attach` does; blkback's own device is a loop device over the image.
+
+        QEMU removes a detached disk's nodes by itself, late, and then takes those of the next disk of that name with it:
+        so a disk that vanishes is attached again.
+        """
+        for attempt in range(3):
+            self._attach()
+            if not attached:
+                return
+            try:
+                return self.wait_backend(2, 30)
+            except AssertionError:
+                if attempt == 2 or self.dom0.ask(f"xenstore-exists {self.backend}/params"):
+                    raise
+                self.dom0.ask(f"xenstore-rm {self.frontend}")
+
+    def _attach(self):
         if self.kind == "blkback":
             if not self.loop:
                 self.loop = self.dom0.run(f"losetup -f --show {self.image}")
@@ -111,13 +142,11 @@ class Disk:
             self.dom0.run(f"/lab/guest/qdisk-server {self.domain}")
             what = f"format=raw,vdev={self.name},access={self.mode},backendtype=qdisk,target={self.image}"
         self.dom0.run(f"xl block-attach {self.domain} '{what}'", 90)
-        if attached:
-            self.wait_backend(2, 30)
 
     def wait_backend(self, state, seconds):
         answer = self.dom0.ask(
             f"for i in $(seq {seconds * 10}); do s=$(xenstore-read {self.backend}/state 2>/dev/null); "
-            f"[ \"$s\" = {state} ] && exit 0; sleep 0.1; done; echo the backend stays at \"$s\"; exit 1", seconds * 4 + 20)
+            f"[ \"$s\" = {state} ] && exit 0; [ -n \"$s\" ] || [ $i -lt 30 ] || break; sleep 0.1; done; echo the backend stays at \"$s\"; exit 1", seconds * 4 + 20)
         if not answer:
             raise AssertionError(f"{self.backend}: {answer.text.strip()}, wanted {state}")
 

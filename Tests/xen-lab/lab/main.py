@@ -2,6 +2,7 @@
 """The lab's order of work: images, machine, domU, checks, report. Started by ../run."""
 
 import argparse
+import fcntl
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ def arguments():
     parser.add_argument("--full", action="store_true", help="everything, not only what CI runs")
     parser.add_argument("--shell", choices=["dom0", "domu"], help="a console for a person instead of checks")
     parser.add_argument("--only", default="", help="checks whose name contains this")
+    parser.add_argument("--parts", default="", help="with --full, only these: " + ", ".join(full.PARTS))
     parser.add_argument("--program", required=True, help="the xbd-user to try")
     parser.add_argument("--results", required=True, help="a directory for logs and results.json")
     parser.add_argument("--timeout", type=int, default=0, help="seconds that everything may take")
@@ -41,18 +43,24 @@ def main():
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(130))
     os.makedirs(options.results, exist_ok=True)
+    lock = open(options.results + "/lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        print(f"another run of the lab uses {options.results}; name another directory with XBD_LAB_RESULTS\nFAIL")
+        return 1
     report = Report(options.results)
     machine = None
     problem = None
     try:
         built = images.ensure()
         machine = Machine(built, options.results, vcpus=1)
-        domu.pack(built, machine.share, options.program)
+        domu.pack(built, machine.share, options.program, options.full)
         if options.shell:
             return person(machine, options.shell)
         machine.start()
         report.facts = facts(machine)
-        lab = Lab(machine, report, options.only)
+        lab = Lab(machine, report, options)
         lab.domu.create()
         (full if options.full else minimal).run(lab)
         lab.domu.destroy()
@@ -73,12 +81,13 @@ def main():
 class Lab:
     """What checks are given."""
 
-    def __init__(self, machine, report, only):
+    def __init__(self, machine, report, options):
         self.machine = machine
         self.report = report
         self.dom0 = machine.dom0
         self.domu = domu.DomU(machine)
-        self.only = only
+        self.only = options.only
+        self.parts = [part for part in options.parts.split(",") if part]
 
     def wanted(self, name):
         return self.only in name

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to a device while it is in use: deaths on both sides, detaching, resizing, saving and restoring."""
+
+import json
+import time
+
+from lab.domu import Disk
+
+from .serving import Server
+
+VERIFY = "verify --requests 64 --span 8388608"
+
+
+def run(lab):
+    for kind, name in (("blkback", "xvdb"), ("qdisk", "xvdc")):
+        lab.check(f"{kind}: kill -9 under load, and start again", with_disk, lab, kind, name, killed)
+        lab.check(f"{kind}: kill -9 under load, and reset", with_disk, lab, kind, name, reset)
+        lab.check(f"{kind}: detached under load, attached again", with_disk, lab, kind, name, detached)
+        lab.check(f"{kind}: resized under load", with_disk, lab, kind, name, resized)
+    lab.check("qdisk: QEMU killed under load", with_disk, lab, "qdisk", "xvdc", qemu_killed)
+    lab.check("blkback: unbound under load", with_disk, lab, "blkback", "xvdb", unbound)
+
+
+def with_disk(lab, kind, name, body):
+    disk = Disk(lab.dom0, lab.domu.id, kind, name)
+    disk.create()
+    disk.attach()
+    try:
+        return body(lab, disk)
+    finally:
+        lab.domu.ask("kill -9 $(pidof xbd-user) 2>/dev/null; pkill -f lab-client; true")
+        disk.remove()
+
+
+def load(server, seconds=60):
+    """Starts a load in the background and waits until it has done something."""
+    server.domu.run(f"""
+setsid lab-client {server.socket} load --seconds {seconds} >{server.files}.load 2>&1 </dev/null &
+echo $! >{server.files}.loadpid
+sleep 4""")
+
+
+def loaded(server, seconds=60):
+    """What the load said in the end."""
+    return server.domu.run(f"""
+for i in $(seq {seconds * 10}); do
+  [ -d /proc/$(cat {server.files}.loadpid) ] || break
+  sleep 0.1
+done
+[ -d /proc/$(cat {server.files}.loadpid) ] && echo "the load hangs"
+cat {server.files}.load""", seconds * 3 + 30)
+
+
+def ended(server, seconds=60):
+    """Waits for a server that has to end by itself; returns what it said."""
+    server.domu.run(f"""
+for i in $(seq {seconds * 10}); do
+  [ -d /proc/{server.pid} ] || exit 0
+  sleep 0.1
+done
+echo "xbd-user did not end"
+exit 1""", seconds * 3 + 30)
+    return server.errors().strip()
+
+
+def killed(lab, disk):
+    with Server(lab, disk) as server:
+        for _ in range(3):
+            load(server)
+            server.kill()
+            loaded(server)
+            server.start()
+            server.client(VERIFY)
+    return "three times"
+
+
+def reset(lab, disk):
+    with Server(lab, disk) as server:
+        load(server)
+        server.kill()
+        loaded(server)
+        said = lab.domu.run(f"xbd-user reset {disk.name}", 90)
+        disk.wait_backend(2, 20)
+        left = lab.domu.run(f"xenstore-list device/vbd/{disk.number}").split()
+        stale = [key for key in left if key.startswith(("ring-", "event-", "queue-", "multi-"))]
+        assert not stale, f"reset left {stale}"
+        server.start()
+        server.client(VERIFY)
+    return said
+
+
+def detached(lab, disk):
+    server = Server(lab, disk)
+    server.start()
+    load(server)
+    answer = disk.detach()
+    assert answer, f"xl block-detach failed: {answer.text}"
+    said = ended(server)
+    load_said = loaded(server)
+    assert "requests, then" in load_said, f"the load did not see an error: {load_said}"
+    disk.attach()
+    with Server(lab, disk) as server:
+        server.client(VERIFY)
+    return said.splitlines()[-1] if said else "ended without a word"
+
+
+def resized(lab, disk):
+    """Larger and then a little smaller; a client that connects afterwards sees it."""
+    with Server(lab, disk, "-v") as server:
+        for size in (disk.size + (16 << 20), disk.size + (8 << 20)):
+            load(server, 15)
+            resize(lab, disk, size)
+            loaded(server, 90)
+            for _ in range(20):
+                seen = json.loads(server.client("sizes"))["size"]
+                if seen == size:
+                    break
+                time.sleep(1)
+            assert seen == size, f"the size is {size}, a client sees {seen}; published: " + \
+                lab.dom0.run(f"xenstore-read {disk.backend}/sectors")
+            server.client("edges")
+        server.client(VERIFY)
+
+
+def resize(lab, disk, size):
+    lab.dom0.run(f"truncate -s {size} {disk.image}")
+    if disk.kind == "blkback":
+        lab.dom0.run(f"losetup -c {disk.loop}")
+    else:
+        lab.dom0.run(f"python3 /lab/guest/qmp {disk.domain} resize {disk.image} {size}")
+
+
+def qemu_killed(lab, disk):
+    """Nobody tells a frontend: requests wait. It has to end when asked, and the next one to find its way."""
+    server = Server(lab, disk)
+    server.start()
+    load(server)
+    lab.dom0.run(f"kill -9 $(cat /run/qemu-{disk.domain}.pid); sleep 1")
+    begin = time.monotonic()
+    server.stop()
+    seconds = time.monotonic() - begin
+    loaded(server)
+    lab.dom0.run(f"/lab/guest/qdisk-server {disk.domain}")
+    disk.wait_backend(2, 30)
+    with Server(lab, disk) as server:
+        server.client(VERIFY)
+    return f"ended {seconds:.0f} s after SIGTERM; served again by another QEMU"
+
+
+def unbound(lab, disk):
+    server = Server(lab, disk)
+    server.start()
+    load(server)
+    device = f"vbd-{disk.domain}-{disk.number}"
+    lab.dom0.run(f"timeout 60 bash -c 'echo {device} >/sys/bus/xen-backend/drivers/vbd/unbind'", 120)
+    said = ended(server)
+    loaded(server)
+    # Nothing tells a backend that is bound again about a disk that was there before: the toolstack attaches it anew.
+    disk.detach(force=True)
+    lab.dom0.ask(f"xenstore-rm {disk.backend}; xenstore-rm {disk.frontend}")
+    disk.attach()
+    with Server(lab, disk) as server:
+        server.client(VERIFY)
+    return said.splitlines()[-1] if said else "ended without a word"
+
+
+def saved_and_restored(lab):
+    for kind, name in (("blkback", "xvdb"), ("qdisk", "xvdc")):
+        lab.check(f"{kind}: xl save and xl restore under load, --reconnect", with_disk, lab, kind, name, saved)
+
+
+def saved(lab, disk):
+    """The load keeps what it wrote in memory, which is saved with the domain, and compares at the end."""
+    server = Server(lab, disk, "--reconnect -v")
+    server.start()
+    load(server, 30)
+    lab.dom0.run("rm -f /var/saved; xl save domu /var/saved", 300)
+    try:
+        lab.dom0.run("xl restore /var/saved", 300)
+        lab.domu.connect()
+        disk.moved_to(lab.domu.id)
+        said = loaded(server, 120)
+        assert "requests" in said and "then" not in said and "not what" not in said, \
+            f"the load said: {said}; xbd-user: {server.errors()[-1500:]}"
+        server.client(VERIFY)
+        server.stop()
+        return said
+    finally:
+        lab.dom0.ask("rm -f /var/saved")
