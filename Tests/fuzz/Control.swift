@@ -52,7 +52,7 @@ private final class ControlFuzzer {
         guard machine.domains.count < 4 else { throw .noMemory }
         try machine.createDomain(number, pageLimit: limit, frameLimit: frames)
       }, destroyDomain: { number throws(Errno) in try machine.destroyDomain(number) },
-      introduceDomain: { _ in })
+      introduceDomain: { _ in }, storeCounts: { _ in XenStoreCounts() })
     try machine.createDomain(0, pageLimit: 64, frameLimit: 4)
     try machine.createDomain(1, pageLimit: 64, frameLimit: 4)
     processes = [try Process(server, loop), try Process(server, loop), try Process(server, loop)]
