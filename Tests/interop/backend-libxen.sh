@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # timeout: 300
+# backend: own; host, backend and frontend are processes of the script
 # `xbd-user backend` and `xbd-user serve` over libxen, as in a domain 0 and a guest: nodes of its own, nodes that a
 # toolstack has written, detach, a backend that is killed, a frontend's domain that goes.
 # backend: own; it is about the reference backend as a program
