@@ -81,7 +81,9 @@ extension HostileBackend {
       if state >= 5 || (ring != nil && isNew) {
         letGo(keeping: has(.keepMappings))
         // The toolstack may have made the device anew.
-        for (key, value) in nodes { try? store.write("\(path)/\(key)", value) }
+        for (key, value) in nodes.merging(changed, uniquingKeysWith: { $1 }) {
+          try? store.write("\(path)/\(key)", value)
+        }
         applyNodeFaults()
         setState(2)
       }

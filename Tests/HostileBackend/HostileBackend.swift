@@ -60,6 +60,8 @@ public final class HostileBackend: @unchecked Sendable {
   let system: LoopbackDomain
   let store: any XenStore
   let nodes: [String: [UInt8]]
+  /// What `put` wrote in their place; its own thread's.
+  var changed: [String: [UInt8]] = [:]
   let shared: Locked<Shared>
   private let stopping = Atomic<Bool>(false)
   private let control: WakeUp
@@ -201,6 +203,7 @@ public final class HostileBackend: @unchecked Sendable {
   /// Writes or removes one of its nodes, without a word.
   public func put(_ key: String, _ value: String?) {
     perform { backend in
+      backend.changed[key] = value.map { Array($0.utf8) }
       if let value {
         try? backend.store.write("\(backend.path)/\(key)", value)
       } else {

@@ -95,6 +95,7 @@ import Xen
       ("frontend", "/local/domain/1/device/vbd/51728"), ("frontend-id", "1"), ("online", "1"), ("state", "1"),
       ("removable", "0"), ("bootable", "1"), ("dev", "xvdb"), ("type", "qdisk"), ("mode", "w"),
       ("device-type", "disk"), ("discard-enable", "1"), ("params", "raw:/disk"), ("direct-io-safe", "1"),
+      ("specification", "xen"),
     ] {
       #expect(try front.read("/local/domain/0/backend/qdisk/1/51728/\(node)") == value)
     }

@@ -41,7 +41,7 @@ extension BlockDevice {
     }
     _ = claim
     if let failure = steps.failure { throw failure }
-    return (.initialising, steps.machine.backend)
+    return (.initialising, steps.settled)
   }
 }
 
@@ -54,6 +54,8 @@ private final class ResetSteps {
   var machine = FrontendStateMachine()
   var failure: XbdError?
   private var isDone = false
+  /// The backend's state once it has seen ours.
+  private(set) var settled = XenbusState.unknown
 
   init(store: any XenStore, location: DeviceLocation, timeout: Duration, logger: Logger) {
     self.store = store
@@ -81,6 +83,24 @@ private final class ResetSteps {
         if moved { try perform(machine.handle(.backendState(try state(location.backendState)))) }
       }
       if machine.phase != phase { deadline = MonotonicClock.nanoseconds() &+ timeout.nanoseconds }
+    }
+    settled = try state(location.backendState)
+    if isDone { try waitUntilOpen() }
+  }
+
+  /// Waits until the backend has left Closed.
+  ///
+  /// Linux's blkfront closes for good when it is bound while blkback is still there. A backend that stays is no error:
+  /// not every one offers itself again.
+  private func waitUntilOpen() throws(XenError) {
+    let deadline = MonotonicClock.nanoseconds() &+ min(timeout, .seconds(5)).nanoseconds
+    while settled == .closed {
+      let now = MonotonicClock.nanoseconds()
+      guard now < deadline else { return }
+      var events = pollfd(fd: store.fileDescriptor, events: Int16(POLLIN), revents: 0)
+      _ = poll(&events, 1, Int32(clamping: (deadline - now) / 1_000_000 + 1))
+      while try store.nextWatchEvent() != nil {}
+      settled = try state(location.backendState)
     }
   }
 

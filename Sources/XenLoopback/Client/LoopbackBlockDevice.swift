@@ -81,6 +81,8 @@ extension LoopbackBlockDevice {
       ("frontend", frontendPath), ("frontend-id", "\(frontend)"), ("online", "1"), ("removable", "0"),
       ("bootable", "1"), ("dev", name), ("type", type), ("mode", isReadOnly ? "r" : "w"),
       ("device-type", "disk"), ("discard-enable", allowsDiscard ? "1" : "0"), ("params", parameters),
+      // libxl writes it since 4.17; the lab's Xen showed that it was missing here.
+      ("specification", "xen"),
     ]
     nodes.append(contentsOf: backendNodes.sorted { $0.key < $1.key }.map { ($0.key, $0.value) })
     nodes.append(("state", "1"))

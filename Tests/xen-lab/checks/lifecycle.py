@@ -37,7 +37,12 @@ def load(server, seconds=60):
     server.domu.run(f"""
 setsid lab-client {server.socket} load --seconds {seconds} >{server.files}.load 2>&1 </dev/null &
 echo $! >{server.files}.loadpid
-sleep 4""")
+for i in $(seq 300); do
+  grep -q begun {server.files}.load && break
+  sleep 0.1
+done
+grep -q begun {server.files}.load || {{ cat {server.files}.load; exit 1; }}
+sleep 1""", 120)
 
 
 def loaded(server, seconds=60):
@@ -105,9 +110,9 @@ def detached(lab, disk):
 
 
 def resized(lab, disk):
-    """Larger and then a little smaller; a client that connects afterwards sees it."""
+    """Larger, twice; a client that connects afterwards sees it. (Under load a file cannot become smaller: writes extend it.)"""
     with Server(lab, disk, "-v") as server:
-        for size in (disk.size + (16 << 20), disk.size + (8 << 20)):
+        for size in (disk.size + (8 << 20), disk.size + (16 << 20)):
             load(server, 15)
             resize(lab, disk, size)
             loaded(server, 90)

@@ -126,6 +126,8 @@ def load(handle, options):
             if handle.pread(65536, block * 65536) != pattern(written[block], block):
                 fail(f"after {count} requests the 64 KiB at {block * 65536} are not what was written")
             count += 2
+            if count == 2:
+                print("begun", flush=True)
     except nbd.Error as error:
         print(f"{count} requests, then: {error}")
         sys.exit(3)
