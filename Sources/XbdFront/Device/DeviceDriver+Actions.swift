@@ -175,6 +175,10 @@ extension DeviceDriver {
     guard let transport, let features else { return }
     if shared.isConnected {
       for (control, link) in zip(controls, links) { control.tell { $0.link = link } }
+      // A backend with fewer queues than the last: the others work through the first.
+      for control in controls.dropFirst(links.count) {
+        control.tell { $0.relay = Relay(host: controls[0], parameters: links[0].parameters) }
+      }
       logger.warning("\(location.frontend): connected again, to \(location.backend)")
       shared.reconnected(features)
     } else {
@@ -196,12 +200,7 @@ extension DeviceDriver {
     connections = []
     limited = []
     growDeadline = nil
-    for control in controls {
-      control.tell {
-        $0.link = nil
-        $0.suspend = true
-      }
-    }
+    for control in controls { control.suspend() }
     shared.set(.reconnecting)
   }
 

@@ -38,6 +38,8 @@ public final class BlockQueue: @unchecked Sendable {
   private var maskedPort = false
   private var reportedViolation = false
   private var lastComplaint = ""
+  /// Whether operations ever went to or came from another queue.
+  private var hasRelay = false
 
   /// Called from `poll` for every operation that ended.
   ///
@@ -141,6 +143,7 @@ public final class BlockQueue: @unchecked Sendable {
     while true {
       core.pointee.hasWork = false
       core.pointee.retryParked()
+      if hasRelay { relay() }
       core.pointee.issuePending()
       publish()
       let served = inlineBackend?.run() ?? false
@@ -156,6 +159,7 @@ public final class BlockQueue: @unchecked Sendable {
       wasEvent = false
       if !served && !answered && !core.pointee.hasWork { break }
     }
+    if hasRelay { core.pointee.deliverAnswers() }
     reportTrouble()
     if control.isDraining, core.pointee.isQuiet { control.reportDrained() }
     return ended
@@ -302,12 +306,18 @@ public final class BlockQueue: @unchecked Sendable {
   /// The control thread has something to say: a new size, or that the device is closing.
   private func applyNews() {
     let news = control.takeNews()
-    if let sectors = news.sectorCount { core.pointee.parameters.sectorCount = sectors }
-    if let refusal = news.refusal { core.pointee.refusal = refusal }
-    if news.hold { core.pointee.isHolding = true }
-    if let status = news.failEverything { core.pointee.giveUp(status) }
+    if let status = news.failFirst { core.pointee.giveUp(status) }
     if news.suspend { unlink() }
     if let link = news.link { relink(link) }
+    if let relay = news.relay { core.pointee.resume(through: relay) }
+    if let sectors = news.sectorCount { core.pointee.parameters.sectorCount = sectors }
+    if news.hold { core.pointee.isHolding = true }
+    if let refusal = news.refusal { core.pointee.refusal = refusal }
+    if let status = news.failEverything { core.pointee.giveUp(status) }
+    if !news.relayed.isEmpty { core.pointee.relays.waiting += news.relayed }
+    for answer in news.answers { core.pointee.takeAnswer(answer) }
+    // Once other queues have come into it, this one looks after them for good.
+    if news.relay != nil || !news.relayed.isEmpty { hasRelay = true }
     if news.growPool { core.pointee.pool.tryToGrow() }
     news.wantsCounters?.put(counters)
   }
@@ -347,6 +357,12 @@ public final class BlockQueue: @unchecked Sendable {
     let after = descriptors
     guard after != before else { return }
     onDescriptorsChange(before.filter { !after.contains($0) }, after.filter { !before.contains($0) })
+  }
+
+  /// Sends away what has no ring here, and takes in what has none elsewhere.
+  private func relay() {
+    core.pointee.relayPending(control)
+    core.pointee.admitGuests()
   }
 
   private func reportTrouble() {

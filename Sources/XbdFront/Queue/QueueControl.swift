@@ -17,10 +17,18 @@ struct QueueNews {
   var hold = false
   /// Everything in flight ends with this: nobody will answer any more.
   var failEverything: OperationStatus?
+  /// The same, before what follows: what was asked of a ring that is let go of next.
+  var failFirst: OperationStatus?
   /// Let go of the ring and everything shared, keep the requests.
   var suspend = false
   /// What to go on with after that.
   var link: QueueLink?
+  /// Or, when the backend has fewer queues now: through whom to go on.
+  var relay: Relay?
+  /// Operations of a queue without a ring, to be carried out here.
+  var relayed: [RelayedOperation] = []
+  /// What became of our own that were sent away.
+  var answers: [RelayAnswer] = []
   /// Look whether the domain's limit has been raised.
   var growPool = false
   /// Somebody wants to know what was counted so far.
@@ -76,6 +84,19 @@ final class QueueControl: Sendable {
     draining.store(true, ordering: .releasing)
     tell {
       if let status { $0.refusal = status } else { $0.hold = true }
+    }
+  }
+
+  /// Has the queue let go of its ring; what it was told of that ring and has not looked at yet counts before.
+  func suspend() {
+    tell {
+      $0.failFirst = $0.failEverything
+      $0.failEverything = nil
+      $0.refusal = nil
+      $0.hold = false
+      $0.link = nil
+      $0.relay = nil
+      $0.suspend = true
     }
   }
 

@@ -22,6 +22,7 @@ extension QueueCore {
     isHolding = false
     broken = nil
     refusal = nil
+    relays.target = nil
     var flushes = OperationList()
     var again = OperationList()
     let waiting = pending
@@ -29,7 +30,7 @@ extension QueueCore {
       let operation = operations + Int(slot)
       if operation.pointee.state == .free { continue }
       saveFromPages(operation)
-      guard operation.pointee.state == .active else { continue }
+      guard operation.pointee.state == .active, !operation.pointee.isAway else { continue }
       counters.resubmissions &+= 1
       rewind(slot)
       // What a flush covers was answered before it was asked for; still it comes behind what is asked again.
@@ -80,7 +81,14 @@ extension QueueCore {
     parameters = new
     isDead = false
     isHolding = false
+    relays.target = nil
     counters.reconnections &+= 1
+    recheckAll()
+    hasWork = true
+  }
+
+  /// Fails what the new device cannot do.
+  mutating func recheckAll() {
     for slot in 0..<Self.operationCapacity {
       let operation = operations + slot
       switch operation.pointee.state {
@@ -90,7 +98,6 @@ extension QueueCore {
         if operation.pointee.status == .okay { operation.pointee.status = recheck(operation) }
       }
     }
-    hasWork = true
   }
 
   private func recheck(_ operation: UnsafeMutablePointer<OperationRecord>) -> OperationStatus {
@@ -124,7 +131,7 @@ extension QueueCore {
   }
 
   /// Takes an operation back to where nothing of it had been asked.
-  private mutating func rewind(_ slot: Int32) {
+  mutating func rewind(_ slot: Int32) {
     let operation = operations + Int(slot)
     let readsEdges =
       operation.pointee.isUnaligned

@@ -135,6 +135,7 @@ extension QueueCore {
       case .queued, .active, .parked:
         operation.pointee.status = status
         operation.pointee.outstanding = 0
+        operation.pointee.isAway = false
         finish(slot)
       case .free, .begun, .done:
         break

@@ -57,6 +57,8 @@ struct QueueCore: ~Copyable {
   var hasWork = false
   /// Operations submitted and not reported.
   var unfinished = 0
+  /// Operations of queues without a ring.
+  var relays = RelayState()
   /// Set when the backend broke the protocol; everything fails until the device is connected again.
   var broken: ProtocolViolation?
   /// Set when the queue is broken or given up, or has no ring until the device is connected again: the ring is looked
@@ -255,6 +257,7 @@ struct QueueCore: ~Copyable {
   /// An operation has ended, well or badly: lets go of what it needs no more and queues it to be reported.
   mutating func finish(_ slot: Int32) {
     let operation = operations + Int(slot)
+    if operation.pointee.isGuest { return sendHome(slot) }
     leaveGate(slot)
     unfinished -= 1
     if operation.pointee.status != .okay { counters.failures &+= 1 }
@@ -265,14 +268,14 @@ struct QueueCore: ~Copyable {
     hasWork = true
   }
 
-  private mutating func free(_ slot: Int32) {
+  mutating func free(_ slot: Int32) {
     let operation = operations + Int(slot)
     freeMemory(operation)
     operation.pointee.state = .free
     operation.pointee.next = freeOperation
     freeOperation = slot
     // These pages may be what a pending operation waits for.
-    if !pending.isEmpty { hasWork = true }
+    if !pending.isEmpty || !relays.waiting.isEmpty { hasWork = true }
   }
 
   private mutating func freeMemory(_ operation: UnsafeMutablePointer<OperationRecord>) {

@@ -40,6 +40,10 @@ struct OperationRecord {
   var isUnaligned = false
   /// Counted by the write gate.
   var holdsGate = false
+  /// Another queue carries it out.
+  var isAway = false
+  /// It is another queue's.
+  var isGuest = false
   /// It has had its turn, and goes behind the others with what is left of it.
   var yields = false
   /// Some request was refused as indirect: run the step again with direct ones.

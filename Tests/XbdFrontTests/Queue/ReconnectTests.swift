@@ -200,4 +200,89 @@ import Testing
     harness.settle()
     #expect(harness.takeStatuses() == [.okay])
   }
+
+  /// Turns both until nothing moves: one may have woken the other in the turn in which it fell asleep itself.
+  static func settle(_ one: QueueHarness, _ other: QueueHarness) {
+    var quiet = 0
+    for _ in 0..<100_000 {
+      let moved = [one.turn(), other.turn()]
+      quiet = moved.contains(true) ? 0 : quiet + 1
+      if quiet == 4 { return }
+    }
+    Issue.record("the queues never come to rest")
+  }
+
+  @Test(arguments: [512, 4096])
+  func aQueueThatGetsNoRingWorksThroughAnother(sectorSize: Int) throws {
+    let gate = WriteGate()
+    let setup = QueueSetup(sectorSize: sectorSize, isInline: false, keepsWrites: true)
+    let host = try QueueHarness(setup, index: 0, gate: gate)
+    let guest = try QueueHarness(setup, index: 1, gate: gate, disk: host.backend.disk)
+    guest.backend.judge = { _ in .hold }
+    let data = (0..<200_000).map { UInt8(truncatingIfNeeded: $0 * 13) }
+    guest.submit(.write, 8192, 200_000, data: data)
+    guest.submit(.flush)
+    Self.settle(host, guest)
+    for harness in [host, guest] { harness.loseBackend() }
+    // These come while there is no backend at all.
+    guest.submit(.write, 777, 100, data: Array(data[..<100]))
+    guest.submit(.writeZeroes, 8192 + 50_000, 10_000)
+    Self.settle(host, guest)
+    try host.reconnect()
+    guest.control.tell { $0.relay = Relay(host: host.control, parameters: setup.parameters) }
+    Self.settle(host, guest)
+    #expect(guest.takeStatuses() == [.okay, .okay, .okay, .okay])
+    #expect(host.completions.isEmpty)
+    #expect(host.queue.unfinishedOperations == 0)
+    var expected = data
+    expected.replaceSubrange(50_000..<60_000, with: repeatElement(0, count: 10_000))
+    #expect(sameBytes(Array(host.diskBytes[8192..<208_192]), expected))
+    #expect(sameBytes(Array(host.diskBytes[777..<877]), Array(data[..<100])))
+
+    // The other one's ring goes while it has guests; then both have one again.
+    host.backend.judge = { _ in .hold }
+    let read = try #require(guest.submit(.read, 8192, 200_000))
+    host.submit(.read, 0, 512)
+    Self.settle(host, guest)
+    for harness in [host, guest] { harness.loseBackend() }
+    host.backend.judge = { _ in .serve }
+    try host.reconnect()
+    guest.backend.judge = { _ in .serve }
+    try guest.reconnect()
+    Self.settle(host, guest)
+    #expect(host.takeStatuses() == [.okay])
+    #expect(guest.completions.map(\.status) == [.okay])
+    #expect(sameBytes(guest.contents(read), expected))
+    guest.queue.release(read)
+    #expect(guest.status(.write, 0, 4096) == .okay)
+    #expect(guest.backend.log.count == 1)
+    #expect(guest.backend.complaints.isEmpty && host.backend.complaints.isEmpty)
+  }
+
+  @Test func guestsOfAQueueThatIsGivenUpAreToldAndKeepNoMemory() throws {
+    let gate = WriteGate()
+    let setup = QueueSetup(isInline: false, keepsWrites: true)
+    let host = try QueueHarness(setup, index: 0, gate: gate)
+    let guest = try QueueHarness(setup, index: 1, gate: gate, disk: host.backend.disk)
+    guest.loseBackend()
+    guest.control.tell { $0.relay = Relay(host: host.control, parameters: setup.parameters) }
+    host.backend.judge = { _ in .hold }
+    for index in 0..<1500 as Range<UInt64> {
+      guard let operation = guest.begin(.write, index % 1000 * 512, 512) else { break }
+      guest.queue.submit(operation)
+    }
+    Self.settle(host, guest)
+    #expect(guest.completions.isEmpty)
+    for harness in [guest, host] {
+      harness.control.tell {
+        $0.refusal = .shutdown
+        $0.failEverything = .shutdown
+      }
+    }
+    Self.settle(host, guest)
+    #expect(
+      guest.takeStatuses() == [OperationStatus](repeating: .shutdown, count: QueueCore.operationCapacity))
+    #expect(host.queue.unfinishedOperations == 0)
+    #expect(guest.queue.unfinishedOperations == 0)
+  }
 }

@@ -116,10 +116,7 @@ final class QueueHarness {
 
   /// The backend ends where it stands; what it held is never answered.
   func loseBackend() {
-    control.tell {
-      $0.link = nil
-      $0.suspend = true
-    }
+    control.suspend()
     backendSleeps = true
     queue.poll()
   }
