@@ -42,20 +42,23 @@ def measure(lab, path, load):
 
 def compare(lab, kind, options):
     """Persistence is switched off for the kernel through its module's parameter, for us with the option."""
-    disk = Disk(lab.dom0, lab.domu.id, kind, "xvdb")
-    disk.create()
-    disk.attach()
     feature = "N" if "--no-persistent" in options else "Y"
     samples = {load: {"ours": [], "kernel": []} for load in LOADS}
+    disk = None
     try:
         for _ in range(ROUNDS):
+            # A disk for each round: Linux's blkfront takes a device that it has let go of only when it is attached anew.
+            disk = Disk(lab.dom0, lab.domu.id, kind, "xvdb")
+            disk.create()
+            disk.attach()
             with Server(lab, disk, "--queues 1 " + options) as server:
                 for load in LOADS:
                     samples[load]["ours"].append(measure(lab, server.socket, load))
-            lab.domu.run(f"modprobe -r xen-blkfront 2>/dev/null\nset -e\n{to_kernel(disk, 'feature_persistent=' + feature)}", 90)
+            lab.domu.run(f"set -e\n{to_kernel(disk, 'feature_persistent=' + feature)}", 90)
             for load in LOADS:
                 samples[load]["kernel"].append(measure(lab, f"/dev/{disk.name}", load))
             lab.domu.run(f"echo vbd-{disk.number} >/sys/bus/xen/drivers/vbd/unbind; modprobe -r xen-blkfront", 60)
+            disk.remove()
         rows = []
         for load in LOADS:
             pairs = list(zip(samples[load]["ours"], samples[load]["kernel"]))
@@ -70,5 +73,5 @@ def compare(lab, kind, options):
             "ratios": rows, "samples": {f"{load}": samples[load] for load in LOADS}}
         return "; ".join(f"{row['load']}: {row['rate']}×" for row in rows)
     finally:
-        lab.domu.ask(f"echo vbd-{disk.number} >/sys/bus/xen/drivers/vbd/unbind; modprobe -r xen-blkfront", 60)
+        lab.domu.ask("modprobe -r xen-blkfront", 60)
         disk.remove()

@@ -158,6 +158,8 @@ class Disk:
         self.detach()
         if self.dom0.ask(f"xenstore-exists {self.backend}/state"):
             self.detach(force=True)
+            # What a check has broken is not the next one's trouble.
+            self.dom0.ask(f"xenstore-rm {self.backend}; xenstore-rm {self.frontend}")
         if self.loop:
             self.dom0.ask(f"losetup -d {self.loop}")
             self.loop = None

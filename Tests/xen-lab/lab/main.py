@@ -35,13 +35,22 @@ def main():
     limit = options.timeout or (3000 if options.full else 900)
 
     def overtime(*_):
+        # Without the machine whatever still asks it something fails at once.
+        if machine:
+            machine.stop()
         raise LabError(f"the lab took longer than {limit} s and was stopped")
 
+    def interrupted(*_):
+        if machine:
+            machine.stop()
+        sys.exit(130)
+
+    machine = None
     if not options.shell:
         signal.signal(signal.SIGALRM, overtime)
         signal.alarm(limit)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(130))
+        signal.signal(number, interrupted)
     os.makedirs(options.results, exist_ok=True)
     lock = open(options.results + "/lock", "w")
     try:
@@ -50,7 +59,6 @@ def main():
         print(f"another run of the lab uses {options.results}; name another directory with XBD_LAB_RESULTS\nFAIL")
         return 1
     report = Report(options.results)
-    machine = None
     problem = None
     try:
         built = images.ensure()
