@@ -79,19 +79,13 @@ struct ServeCommand: ParsableCommand {
     guard device == nil || backend == .reference else {
       throw ValidationError("--backend is for an image with --loopback; a device has its backend")
     }
-    let isOurs = device == nil && (backend == .reference || backend == .process)
-    if let option = storage.behaviour.first, !isOurs {
-      throw ValidationError("\(option) is for the reference backend, which does not serve this device")
-    }
-    if storage.size != nil, device != nil {
-      throw ValidationError("--size is for an image with --loopback; a device has its size")
-    }
     guard (1...32760).contains(gntallocLimit) else {
       throw ValidationError("--gntalloc-limit takes 1 to 32760 pages")
     }
   }
 
   func run() throws {
+    try refuseWhatMeansNothing()
     // Both concern the whole process and come before the first thread.
     let inherited = try SocketActivation.take()
     let signals = try Signals([SIGTERM, SIGINT, SIGHUP, SIGCHLD, SIGUSR1])
@@ -153,6 +147,17 @@ struct ServeCommand: ParsableCommand {
       if case .failed(let error) = device.state { throw Failure(error.message) }
     case .child(let status): throw ExitCode(status)
     case .deviceGone(let sentence): throw Failure(sentence)
+    }
+  }
+
+  /// An option that would do nothing is a misunderstanding.
+  private func refuseWhatMeansNothing() throws {
+    let isOurs = device == nil && (backend == .reference || backend == .process)
+    if let option = storage.behaviour.first, !isOurs {
+      throw Failure("\(option) is for the reference backend, which does not serve this device")
+    }
+    if storage.size != nil, device != nil {
+      throw Failure("--size is for an image with --loopback; a device has its size")
     }
   }
 

@@ -3,8 +3,8 @@
 #
 # timeout: 600
 # A hundred frontends in a row leave no page, mapping, port, watch, node, descriptor or memory behind: not with the
-# host, not with the reference backend that serves them all, and not with a QEMU that disks are attached to and
-# detached from each time.
+# host, not with the reference backend that serves them all, not with a QEMU that disks are attached to and detached
+# from each time, and not in the one process of `serve --loopback`.
 # backend: own; host and backends live through all of it
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
@@ -109,3 +109,14 @@ reap "$qemu"
 kill -TERM "$host"
 reap "$host"
 expect "host's status" "$status" 0
+
+# Host, backend and frontend in one process, which connects anew a hundred times because its domain migrates.
+serve "$dir/reference.img"
+host=$server
+xen=$(echo "$dir"/xbd-user-*/xen)
+migrate() {
+  "$XBD_USER" loopback migrate 1 "$xen" >/dev/null
+  nbdcopy "$uri" - | cmp - "$dir/in"
+}
+compare "one process" "$server" migrate
+stop
