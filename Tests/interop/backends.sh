@@ -16,7 +16,7 @@ for backend in reference process qemu; do
   nbdcopy --flush "$dir/in" "$uri"
   nbdcopy "$uri" - | cmp - "$dir/in"
   cmp "$dir/$backend.img" "$dir/in"
-  (cd "$dir" && timeout 120 fio --name=verify --ioengine=nbd --uri="$uri" --rw=randwrite --bs=4k-128k --iodepth=16 \
+  (cd "$dir" && timeout 120 fio --name=verify --ioengine=nbd --uri="$uri" --rw=randwrite --bsrange=4k-128k --serialize_overlap=1 --iodepth=16 \
     --size=8M --verify=crc32c --do_verify=1 --minimal >fio.out 2>&1) || fail "fio over $backend: $(cat "$dir/fio.out")"
   stop
 done

@@ -74,34 +74,37 @@ compare() {
 }
 
 start backend "$XBD_USER" backend "$dir/reference.img" --loopback "$xen" --size 2M
-backend=$pid
+reference=$pid
 eventually test -s "$dir/backend.out"
-compare "reference backend" "$backend" front xvda
-kill -TERM "$backend"
-reap "$backend"
+compare "reference backend" "$reference" front xvda
+kill -TERM "$reference"
+reap "$reference"
 
 start qemu "$XBD_USER" loopback exec "$xen" -- /usr/libexec/xen-qemu-system-i386 -M xenpv -xen-attach -xen-domid 1 \
   -nographic -nodefaults -no-user-config -monitor none -serial none -parallel none
 qemu=$pid
 truncate -s 2M "$dir/qemu.img"
-back=/local/domain/0/backend/qdisk/1/51728
-front=/local/domain/1/device/vbd/51728
+turn=0
 state_is() { [ "$(xenstore-read "$1/state" 2>/dev/null)" = "$2" ]; }
 is_gone() { ! xenstore-read "$1/state" 2>/dev/null; }
 # As `xl block-attach`, a frontend and its end, and `xl block-detach` do it.
 attach_front_detach() {
-  xenstore-write $back/frontend $front $back/frontend-id 1 $back/online 1 $back/removable 0 \
-    $back/bootable 1 $back/dev xvdb $back/type qdisk $back/mode w $back/device-type disk \
-    $back/discard-enable 1 $back/params "raw:$dir/qemu.img" $back/state 1 $front/backend $back $front/backend-id 0 \
-    $front/virtual-device 51728 $front/device-type disk $front/state 1
-  xenstore-chmod -r $front n1 r0
-  xenstore-chmod -r $back n0 r1
-  eventually state_is $back 2
-  front xvdb
-  xenstore-write $back/online 0 $back/state 5
-  eventually eval "is_gone $back || state_is $back 6"
-  xenstore-rm $back
-  xenstore-rm $front
+  # QEMU lets go of a disk a moment after its nodes: the next one has another name.
+  turn=$(((turn + 1) % 4))
+  local number=$((51728 + 16 * turn)) names=(xvdb xvdc xvdd xvde)
+  local back=/local/domain/0/backend/qdisk/1/$number front=/local/domain/1/device/vbd/$number
+  xenstore-write "$back/frontend" "$front" "$back/frontend-id" 1 "$back/online" 1 "$back/removable" 0 \
+    "$back/bootable" 1 "$back/dev" "${names[turn]}" "$back/type" qdisk "$back/mode" w "$back/device-type" disk \
+    "$back/discard-enable" 1 "$back/params" "raw:$dir/qemu.img" "$back/state" 1 "$front/backend" "$back" "$front/backend-id" 0 \
+    "$front/virtual-device" $number "$front/device-type" disk "$front/state" 1
+  xenstore-chmod -r "$front" n1 r0
+  xenstore-chmod -r "$back" n0 r1
+  eventually state_is "$back" 2
+  front "${names[turn]}"
+  xenstore-write "$back/online" 0 "$back/state" 5
+  # QEMU removes them, and would remove what was written there meanwhile.
+  eventually is_gone "$back"
+  xenstore-rm "$front"
 }
 compare QEMU "$qemu" attach_front_detach
 kill -TERM "$qemu"

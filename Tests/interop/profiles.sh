@@ -19,7 +19,7 @@ for profile in $profiles; do
     nbdcopy "$dir/in" "$uri" || fail "$what: nbdcopy in"
     nbdcopy "$uri" "$dir/out" || fail "$what: nbdcopy out"
     cmp -n $((4 << 20)) "$dir/out" "$dir/in" || fail "$what: other bytes came back"
-    (cd "$dir" && timeout 120 fio --name=verify --ioengine=nbd --uri="$uri" --rw=randwrite --bs=4k-128k \
+    (cd "$dir" && timeout 120 fio --name=verify --ioengine=nbd --uri="$uri" --rw=randwrite --bsrange=4k-128k --serialize_overlap=1 \
       --iodepth=16 --offset=4M --size=8M --verify=crc32c --do_verify=1 --minimal >fio.out 2>&1) ||
       fail "$what: fio: $(cat "$dir/fio.out")"
     case $profile in
@@ -76,7 +76,7 @@ PYTHON
 stop
 serve memory:16M --fault delay=2:read@1/4 --fault late@1/3
 contains "the seed" "$(cat "$dir/server$servers.err")" "the faults' seed is"
-(cd "$dir" && timeout 120 fio --name=verify --ioengine=nbd --uri="$uri" --rw=randwrite --bs=4k-128k --iodepth=32 \
+(cd "$dir" && timeout 120 fio --name=verify --ioengine=nbd --uri="$uri" --rw=randwrite --bsrange=4k-128k --serialize_overlap=1 --iodepth=32 \
   --size=8M --verify=crc32c --do_verify=1 --minimal >fio.out 2>&1) || fail "fio: $(cat "$dir/fio.out")"
 stop
 start dying "$XBD_USER" serve --loopback memory:16M --fault die:write@1 --socket "$dir/dying"
