@@ -155,7 +155,9 @@ def qemu_killed(lab, disk):
 
 
 def unbound(lab, disk):
-    server = Server(lab, disk)
+    """blkback may be bound again, so that its driver leaves the state at Connected when it lets go of the ring
+    (Linux, xenbus_dev_remove and `allow_rebind`): nothing tells a frontend but the answers that do not come."""
+    server = Server(lab, disk, "--request-timeout 10")
     server.start()
     load(server)
     device = f"vbd-{disk.domain}-{disk.number}"
