@@ -176,7 +176,10 @@ public struct FrontendStateMachine: Sendable, Equatable {
       return fail(error)
     case .directoryRemoved:
       guard phase != .finished else { return [] }
+      // Both ends are letting go: a toolstack that is quicker than the last state has taken nothing away.
+      let isLeaving = phase == .closing || phase == .closed
       phase = .finished
+      if isLeaving { return [.release] }
       return [
         .failInFlight, .release,
         .fail(XbdError(.backendGone, "the device was removed: its xenstore directory is gone")),

@@ -205,6 +205,15 @@ import Xen
     #expect(five.phase == .finished)
   }
 
+  @Test func aDirectoryThatGoesWhileBothEndsCloseIsNoFailure() {
+    var machine = FrontendStateMachine()
+    for event in Self.connected { _ = machine.handle(event) }
+    _ = machine.handle(.closeRequested)
+    #expect(machine.handle(.drained).contains(.setState(.closing)))
+    #expect(machine.handle(.directoryRemoved) == [.release])
+    #expect(machine.phase == .finished)
+  }
+
   @Test(arguments: Array(ways.keys).sorted())
   func aRemovedDirectoryEndsEverythingAndWritesNothing(phase: String) {
     var (machine, _) = Self.run(Self.ways[phase] ?? [])
