@@ -214,7 +214,7 @@ final class FakeChannels: EventChannels {
   private let state = Mutex<(pending: [UInt32], masked: Set<UInt32>)>(([], []))
   init(_ xen: FakeXen) {
     self.xen = xen
-    counter = eventfd(0, Int32(EFD_NONBLOCK))
+    counter = eventfd(0, Int32(EFD_NONBLOCK | EFD_CLOEXEC))
   }
   deinit { close(counter) }
   var fileDescriptor: Int32 { counter }
@@ -270,7 +270,7 @@ final class FakeStore: XenStore {
   init(_ xen: FakeXen, _ domain: DomainID) {
     self.xen = xen
     self.domain = domain
-    counter = eventfd(0, Int32(EFD_NONBLOCK))
+    counter = eventfd(0, Int32(EFD_NONBLOCK | EFD_CLOEXEC))
     xen.connect(self)
   }
   deinit { close(counter) }

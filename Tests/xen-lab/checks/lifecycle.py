@@ -166,7 +166,8 @@ def unbound(lab, disk):
     loaded(server)
     # Nothing tells a backend that is bound again about a disk that was there before: the toolstack attaches it anew.
     disk.detach(force=True)
-    lab.dom0.ask(f"xenstore-rm {disk.backend}; xenstore-rm {disk.frontend}")
+    library = f"/libxl/{disk.domain}/device/vbd/{disk.number}"
+    lab.dom0.ask(f"xenstore-rm {disk.backend}; xenstore-rm {disk.frontend}; xenstore-rm {library}")
     disk.attach()
     with Server(lab, disk) as server:
         server.client(VERIFY)
