@@ -5,6 +5,7 @@
 
 internal import Blkif
 internal import Glibc
+internal import Platform
 
 /// The kernel's view of the backends of its domain, in sysfs.
 public struct KernelBackend: Sendable {
@@ -34,10 +35,6 @@ public struct KernelBackend: Sendable {
   }
 
   private func driver(of device: String) -> String? {
-    var target = [CChar](repeating: 0, count: 4096)
-    let length = readlink("\(root)/bus/xen-backend/devices/\(device)/driver", &target, target.count - 1)
-    guard length > 0 else { return nil }
-    let path = String(decoding: target.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self)
-    return path.split(separator: "/").last.map(String.init)
+    SymbolicLink.targetName("\(root)/bus/xen-backend/devices/\(device)/driver")
   }
 }

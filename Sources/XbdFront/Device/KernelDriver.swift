@@ -4,7 +4,7 @@
 // apart, so ours refuses such a device and says how to free it.
 
 public import Blkif
-internal import Glibc
+internal import Platform
 
 /// The kernel's view of a domain's xenbus devices, in sysfs.
 public struct KernelDriver: Sendable {
@@ -19,11 +19,7 @@ public struct KernelDriver: Sendable {
   ///
   /// - Returns: its name, usually "vbd"; nil when none is.
   public func owner(of device: VirtualDevice) -> String? {
-    var target = [CChar](repeating: 0, count: 4096)
-    let length = readlink("\(root)/bus/xen/devices/vbd-\(device.number)/driver", &target, target.count - 1)
-    guard length > 0 else { return nil }
-    let path = String(decoding: target.prefix(length).map { UInt8(bitPattern: $0) }, as: UTF8.self)
-    return path.split(separator: "/").last.map(String.init)
+    SymbolicLink.targetName("\(root)/bus/xen/devices/vbd-\(device.number)/driver")
   }
 
   /// Refuses a device that the kernel drives.
