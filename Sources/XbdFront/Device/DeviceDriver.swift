@@ -145,7 +145,7 @@ final class DeviceDriver {
       if suspended.count == controls.count { perform(machine.handle(.suspended)) }
     case .report(.violation(let queue, let violation)):
       let sentence =
-        "\(location.frontend) is broken: \(violation) (queue \(queue)); everything in flight has failed"
+        "the device is broken: \(violation) (queue \(queue)); everything in flight has failed"
       // Late news of a ring that was given up since.
       guard machine.phase == .connected || machine.isDraining else { return }
       for control in controls { control.tell { $0.failEverything = .ioError } }
