@@ -41,8 +41,11 @@ struct Example {
     queue.submit(operation)
     while ended == nil {
       if queue.poll() || !queue.armWakeup() { continue }
+      // What the queue wants besides its descriptors: to look for a notification that was lost, or a request's timeout.
+      let now = monotonicNanoseconds()
+      let wait = queue.keepTime(now).map { Int32(clamping: ($0 - min($0, now)) / 1_000_000 + 1) } ?? -1
       var waits = queue.descriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
-      _ = poll(&waits, nfds_t(waits.count), -1)
+      _ = poll(&waits, nfds_t(waits.count), wait)
     }
 
     // The bytes lie in granted pages, which are the caller's until `release`.
@@ -58,5 +61,11 @@ struct Example {
 
     device.close()
     while !device.waitUntilClosed(milliseconds: 1) { queue.poll() }
+  }
+
+  static func monotonicNanoseconds() -> UInt64 {
+    var time = timespec()
+    clock_gettime(CLOCK_MONOTONIC, &time)
+    return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
   }
 }
