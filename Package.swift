@@ -101,16 +101,23 @@ let package = Package(
       ],
       swiftSettings: strict),
 
+    // What tests of several modules need: repeatable randomness, places in the file system.
+    .target(
+      name: "TestSupport", dependencies: [.product(name: "SystemPackage", package: "swift-system")],
+      path: "Tests/TestSupport", swiftSettings: strict),
     // Xen's own ring.h macros given linkage, for differential tests only.
     .target(name: "CRingReference", dependencies: ["CXen"], path: "Tests/CRingReference"),
     .testTarget(
-      name: "BlkifTests", dependencies: ["Blkif", "Xen", "Platform", "CXen", "CRingReference"],
+      name: "BlkifTests",
+      dependencies: ["TestSupport", "Blkif", "Xen", "Platform", "CXen", "CRingReference"],
       swiftSettings: strict),
     // Counts allocations of a thread, for tests of paths that must not allocate.
     .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
     .testTarget(
       name: "PlatformTests",
-      dependencies: ["Platform", "CXen", .product(name: "SystemPackage", package: "swift-system")],
+      dependencies: [
+        "TestSupport", "Platform", "CXen", .product(name: "SystemPackage", package: "swift-system"),
+      ],
       swiftSettings: strict),
     // The seam's guarantees as checks that any Xen can be put through, and the other process for them.
     .target(
@@ -128,7 +135,7 @@ let package = Package(
     .testTarget(
       name: "XenLoopbackTests",
       dependencies: [
-        "XenConformance", "xen-party", "XenLoopback", "Xen", "Platform", "CXen",
+        "TestSupport", "XenConformance", "xen-party", "XenLoopback", "Xen", "Platform", "CXen",
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
@@ -137,12 +144,14 @@ let package = Package(
     .executableTarget(name: "xen-walk", dependencies: ["CLibXen"], path: "Tests/XenWalk"),
     .testTarget(
       name: "XenDropInTests",
-      dependencies: ["XenConformance", "xen-party", "xen-walk", "XenLoopback", "Xen", "Platform", "CXen"],
+      dependencies: [
+        "TestSupport", "XenConformance", "xen-party", "xen-walk", "XenLoopback", "Xen", "Platform", "CXen",
+      ],
       swiftSettings: strict),
     .testTarget(
       name: "XbdBackTests",
       dependencies: [
-        "XbdBack", "Blkif", "Xen", "Platform", "CXen", "CAllocationCounter",
+        "TestSupport", "XbdBack", "Blkif", "Xen", "Platform", "CXen", "CAllocationCounter",
         .product(name: "Logging", package: "swift-log"),
       ],
       swiftSettings: strict),
@@ -156,7 +165,7 @@ let package = Package(
     .testTarget(
       name: "NBDTests",
       dependencies: [
-        "NBD", "NBDTestSupport", "Platform", "CXen", "CAllocationCounter",
+        "TestSupport", "NBD", "NBDTestSupport", "Platform", "CXen", "CAllocationCounter",
         .product(name: "SystemPackage", package: "swift-system"),
       ],
       swiftSettings: strict),
@@ -164,13 +173,14 @@ let package = Package(
     .target(
       name: "HostileBackend",
       dependencies: [
-        "XenLoopback", "Xen", "Platform", .product(name: "SystemPackage", package: "swift-system"),
+        "TestSupport", "XenLoopback", "Xen", "Platform",
+        .product(name: "SystemPackage", package: "swift-system"),
       ],
       path: "Tests/HostileBackend", swiftSettings: strict),
     .testTarget(
       name: "HostileTests",
       dependencies: [
-        "HostileBackend", "XbdFront", "XenLoopback", "Blkif", "Xen", "Platform", "CXen",
+        "TestSupport", "HostileBackend", "XbdFront", "XenLoopback", "Blkif", "Xen", "Platform", "CXen",
         .product(name: "Logging", package: "swift-log"),
         .product(name: "SystemPackage", package: "swift-system"),
       ],
@@ -178,7 +188,7 @@ let package = Package(
     .testTarget(
       name: "XbdFrontTests",
       dependencies: [
-        "XbdFront", "Blkif", "Xen", "Platform", "CXen", "CAllocationCounter",
+        "TestSupport", "XbdFront", "Blkif", "Xen", "Platform", "CXen", "CAllocationCounter",
         .product(name: "Logging", package: "swift-log"),
         .product(name: "SystemPackage", package: "swift-system"),
       ],
@@ -187,7 +197,7 @@ let package = Package(
     .testTarget(
       name: "XbdProfileTests",
       dependencies: [
-        "XbdFront", "XbdBack", "XenLoopback", "Blkif", "Xen", "Platform",
+        "TestSupport", "XbdFront", "XbdBack", "XenLoopback", "Blkif", "Xen", "Platform",
         .product(name: "Logging", package: "swift-log"),
       ],
       swiftSettings: strict),

@@ -2,6 +2,7 @@
 //
 // Numbers as a peer may write them into xenstore.
 
+import TestSupport
 import Blkif
 import Testing
 
@@ -51,7 +52,7 @@ import Testing
   }
 
   @Test func everyNumberIsReadBackFromItsOwnDigits() throws {
-    var random = Seeded(runSeed)
+    var random = SeededGenerator(seed: runSeed)
     for _ in 0..<5000 {
       let value = random.next() >> UInt64.random(in: 0...63, using: &random)
       #expect(try Decimal.parse(String(value)) == value)

@@ -3,6 +3,7 @@
 // The Swift ring against Xen's macros. Four systems — Swift and C at each end — go through one random schedule in
 // step. After every step all four must have given the same answers and hold the same bytes in their shared pages.
 
+import TestSupport
 import Blkif
 import CRingReference
 import Glibc
@@ -77,7 +78,7 @@ private struct Lockstep {
 
   private func run(abi: ABI, start: UInt32, pageCount: Int, steps: Int) throws {
     let seed = runSeed &+ UInt64(start) &* 64 &+ UInt64(pageCount)
-    var random = Seeded(seed)
+    var random = SeededGenerator(seed: seed)
     let all = Lockstep(
       systems: try [(true, true), (true, false), (false, true), (false, false)].map {
         try System(swiftFront: $0.0, swiftBack: $0.1, pageCount: pageCount, abi: abi, start: start)
@@ -147,7 +148,7 @@ private struct Lockstep {
   @Test(arguments: [ABI.x86_64, .x86_32], starts)
   func aBackendThatAttachesLaterTakesWhatAnEarlierOneLeft(abi: ABI, start: UInt32) throws {
     let region = try MappedRegion(anonymous: Page.size)
-    var random = Seeded(runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let front = SwiftFront(region.baseAddress, pageCount: 1, abi: abi, start: start)
     for _ in 0..<5 { front.enqueue(.random(using: &random)) }
     _ = front.publish()

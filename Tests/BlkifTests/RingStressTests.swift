@@ -3,6 +3,7 @@
 // A frontend and a backend on two threads over one mapping, sleeping whenever the ring lets them: under
 // ThreadSanitizer the proof that the orderings are right, without it the proof that no wake-up is lost.
 
+import TestSupport
 import Blkif
 import Platform
 import Synchronization
@@ -89,7 +90,7 @@ private func runFront(_ meeting: Meeting, abi: ABI, pageCount: Int, seed: UInt64
   }
   var loop = try EventLoop()
   try loop.add(meeting.wakeFront.fileDescriptor, .readable, token: 0)
-  var random = Seeded(seed)
+  var random = SeededGenerator(seed: seed)
   let total = RingStressTests.requests
   var sent = 0
   var answered = 0
@@ -137,7 +138,7 @@ private func runBack(_ meeting: Meeting, abi: ABI, pageCount: Int, seed: UInt64)
   var ring = try BackRing(pages: meeting.region.baseAddress, pageCount: pageCount, abi: abi)
   var loop = try EventLoop()
   try loop.add(meeting.wakeBack.fileDescriptor, .readable, token: 0)
-  var random = Seeded(~seed)
+  var random = SeededGenerator(seed: ~seed)
   let buffer = UnsafeMutableRawPointer.allocate(byteCount: 112, alignment: 16)
   defer { buffer.deallocate() }
   while !meeting.isOver {

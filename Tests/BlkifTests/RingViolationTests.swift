@@ -3,6 +3,7 @@
 // What the other end may write into the shared words, and what this end makes of it: a count it can rely on, or a
 // violation. Never a trap, never a count beyond what is really there.
 
+import TestSupport
 import Blkif
 import CRingReference
 import Platform
@@ -16,7 +17,7 @@ import Xen
   func aFrontRingBelievesOnlyResponsesToPublishedRequests(start: UInt32) throws {
     let region = try MappedRegion(anonymous: Page.size)
     var ring = FrontRing(pages: region.baseAddress, pageCount: 1, startingAt: start)
-    var random = Seeded(runSeed)
+    var random = SeededGenerator(seed: runSeed)
     for _ in 0..<10 { AnyRequest.random(using: &random).write(to: ring.enqueue()) }
     _ = ring.publish()
     // Enqueued but not published: an answer to these is a lie.
@@ -42,7 +43,7 @@ import Xen
     let region = try MappedRegion(anonymous: Page.size)
     let front = SwiftFront(region.baseAddress, pageCount: 1, abi: .native, start: start)
     var ring = try BackRing(pages: region.baseAddress, pageCount: 1, abi: .native)
-    var random = Seeded(runSeed)
+    var random = SeededGenerator(seed: runSeed)
     for _ in 0..<20 { front.enqueue(.random(using: &random)) }
     _ = front.publish()
     let buffer = UnsafeMutableRawPointer.allocate(byteCount: 112, alignment: 16)
@@ -82,7 +83,7 @@ import Xen
     _ = SwiftFront(region.baseAddress, pageCount: 1, abi: .native, start: start)
     cring_back_attach(&reference, region.baseAddress, Page.size, start, false)
     let ring = try BackRing(pages: region.baseAddress, pageCount: 1, abi: .native)
-    var random = Seeded(runSeed)
+    var random = SeededGenerator(seed: runSeed)
     for claim in candidates(around: start, using: &random) {
       store(claim, at: requestProducer, of: region)
       let refused = (try? ring.availableRequests()) == nil
@@ -92,7 +93,7 @@ import Xen
 
   @Test func everyWordOfTheHeaderMayChangeAtAnyTimeWithoutATrap() throws {
     let region = try MappedRegion(anonymous: Page.size)
-    var random = Seeded(runSeed)
+    var random = SeededGenerator(seed: runSeed)
     var ring = FrontRing(pages: region.baseAddress, pageCount: 1, startingAt: UInt32.max - 50)
     var back = try BackRing(pages: region.baseAddress, pageCount: 1, abi: .native)
     let buffer = UnsafeMutableRawPointer.allocate(byteCount: 112, alignment: 16)
@@ -135,7 +136,7 @@ import Xen
     for (abi, size) in [(ABI.x86_64, 16), (.x86_32, 12)] {
       let front = SwiftFront(region.baseAddress, pageCount: 1, abi: abi, start: 0)
       var back = try BackRing(pages: region.baseAddress, pageCount: 1, abi: abi)
-      var random = Seeded(runSeed)
+      var random = SeededGenerator(seed: runSeed)
       front.enqueue(.random(using: &random))
       _ = front.publish()
       (region.baseAddress + RingLayout.headerSize).initializeMemory(
@@ -159,7 +160,7 @@ private func store(_ value: UInt32, at offset: Int, of region: borrowing MappedR
 }
 
 /// Every index near `start`, the ones half the number space away, and random ones.
-private func candidates(around start: UInt32, using generator: inout Seeded) -> [UInt32] {
+private func candidates(around start: UInt32, using generator: inout SeededGenerator) -> [UInt32] {
   var values = (0...100).map { start &- 50 &+ $0 }
   values += [0, 1, 31, 32, 33].flatMap { [start &+ 1 << 31 &+ $0, start &+ 1 << 31 &- $0] }
   values += [0, 1, UInt32.max, UInt32.max - 1, 1 << 31, 1 << 31 - 1]

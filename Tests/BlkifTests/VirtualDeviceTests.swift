@@ -2,6 +2,7 @@
 //
 // Virtual device numbers and names, from the table of xen-vbd-interface(7).
 
+import TestSupport
 import Blkif
 import Testing
 
@@ -35,7 +36,7 @@ import Testing
   }
 
   @Test func everyExtendedDiskIsFoundAgainByItsName() throws {
-    var random = Seeded(runSeed)
+    var random = SeededGenerator(seed: runSeed)
     for _ in 0..<20_000 {
       let disk = UInt32.random(in: 16..<1 << 20, using: &random)
       let partition = UInt32.random(in: 0...255, using: &random)

@@ -2,6 +2,7 @@
 //
 // Requests and responses byte for byte against blkif.h's structs, in every layout.
 
+import TestSupport
 import Blkif
 import CRingReference
 import Glibc
@@ -13,7 +14,7 @@ import Xen
   @Test(arguments: ABI.allCases)
   func everyRequestIsLaidOutAsBlkifHLaysItOut(abi: ABI) throws {
     let region = try MappedRegion(anonymous: Page.size)
-    var random = Seeded(runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let stride = RingLayout(abi).stride
     let reference = UnsafeMutableRawPointer.allocate(byteCount: 112, alignment: 16)
     defer { reference.deallocate() }
@@ -32,7 +33,7 @@ import Xen
   @Test(arguments: ABI.allCases)
   func everyFieldOfARequestIsReadWhereBlkifHHasIt(abi: ABI) throws {
     let region = try MappedRegion(anonymous: Page.size)
-    var random = Seeded(runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let buffer = UnsafeMutableRawPointer.allocate(byteCount: 112, alignment: 16)
     defer { buffer.deallocate() }
     for _ in 0..<500 {
@@ -73,7 +74,7 @@ import Xen
   @Test(arguments: ABI.allCases)
   func aRequestTakenFromTheRingNoLongerChangesWithIt(abi: ABI) throws {
     let region = try MappedRegion(anonymous: Page.size)
-    var random = Seeded(runSeed)
+    var random = SeededGenerator(seed: runSeed)
     let front = SwiftFront(region.baseAddress, pageCount: 1, abi: abi, start: 0)
     var back = try BackRing(pages: region.baseAddress, pageCount: 1, abi: abi)
     let buffer = UnsafeMutableRawPointer.allocate(byteCount: 112, alignment: 16)
@@ -87,7 +88,7 @@ import Xen
   }
 
   @Test func aSegmentHasBlkifHsForm() {
-    var random = Seeded(runSeed)
+    var random = SeededGenerator(seed: runSeed)
     withUnsafeTemporaryAllocation(byteCount: 8, alignment: 8) { bytes in
       guard let address = bytes.baseAddress else { return }
       for _ in 0..<1000 {

@@ -2,9 +2,11 @@
 //
 // A loopback host with a frontend's domain and one disk of it, for one test.
 
+internal import TestSupport
 internal import Glibc
 internal import Platform
 internal import Synchronization
+internal import SystemPackage
 public import Xen
 public import XenLoopback
 
@@ -25,7 +27,7 @@ public final class HostileMachine: Sendable {
   ///   - trusted: what the toolstack's `trusted` node says.
   ///   - pageLimit: gntalloc's limit of the frontend's domain.
   public init(trusted: Bool = true, pageLimit: Int = LoopbackDefaults.pageLimit) throws(XenError) {
-    host = try LoopbackHost(directory: Self.directory())
+    host = try LoopbackHost(directory: Self.place())
     toolstack = try LoopbackToolstack(directory: host.directory)
     try toolstack.createDomain(Self.domain, pageLimit: pageLimit)
     // A number of its own for each machine names the control thread, whose processor time tests look at.
@@ -47,12 +49,9 @@ public final class HostileMachine: Sendable {
     try LoopbackDomain(joining: host.directory, domain: Self.domain)
   }
 
-  private static func directory() throws(XenError) -> String {
-    var template = Array("/tmp/xbd-hostile-XXXXXX\0".utf8).map { CChar(bitPattern: $0) }
-    guard mkdtemp(&template) != nil else { throw XenError(errno: .current, "mkdtemp") }
-    let path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-    // The host makes its directory itself, and removes it.
-    rmdir(path)
-    return path
+  private static func place() throws(XenError) -> String {
+    do throws(Errno) { return try makeTemporaryPath("hostile") } catch {
+      throw XenError(errno: error, "making a path for a host")
+    }
   }
 }

@@ -7,6 +7,7 @@
 //   XBD_HOSTILE_SEED=n      repeats the first combination of a run from its printed seed
 //   XBD_HOSTILE_ROUNDS=n    combinations, 48 unless set
 
+import TestSupport
 import Glibc
 import HostileBackend
 import Platform
@@ -59,7 +60,7 @@ import Xen
   }
 
   static func combine(seed: UInt64) throws {
-    var random = Sequence(seed: seed)
+    var random = SeededGenerator(seed: seed)
     let one = faults[random.below(faults.count)]
     var two = one
     while two == one { two = faults[random.below(faults.count)] }
@@ -114,18 +115,5 @@ import Xen
       #expect((victim.failure?.message.utf8.count ?? 0) > 20)
     }
     victim.stop(complains: false)
-  }
-
-  /// SplitMix64.
-  struct Sequence {
-    private var state: UInt64
-    init(seed: UInt64) { state = seed }
-    mutating func below(_ bound: Int) -> Int {
-      state &+= 0x9E37_79B9_7F4A_7C15
-      var mixed = state
-      mixed = (mixed ^ (mixed >> 30)) &* 0xBF58_476D_1CE4_E5B9
-      mixed = (mixed ^ (mixed >> 27)) &* 0x94D0_49BB_1331_11EB
-      return Int((mixed ^ (mixed >> 31)) % UInt64(max(bound, 1)))
-    }
   }
 }

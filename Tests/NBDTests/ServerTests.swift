@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import TestSupport
 import Glibc
 import NBDTestSupport
 import Platform
@@ -14,9 +15,7 @@ import Testing
   final class Directory {
     let path: String
     init() throws {
-      var template = Array("/tmp/nbd-tests-XXXXXX".utf8CString)
-      guard let made = mkdtemp(&template) else { throw ClientError.unexpected("mkdtemp") }
-      path = String(cString: made)
+      path = try makeTemporaryDirectory("nbd")
     }
     deinit { rmdir(path) }
   }

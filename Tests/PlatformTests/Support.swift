@@ -2,6 +2,7 @@
 //
 // What several of these suites need: a patient wait, a private directory, a descriptor's state.
 
+import TestSupport
 import CXen
 import Glibc
 import Platform
@@ -32,10 +33,7 @@ final class TemporaryDirectory {
   let path: String
 
   init() throws {
-    let base = getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp"
-    var template = Array("\(base)/xbd-test-XXXXXX".utf8CString)
-    guard mkdtemp(&template) != nil else { throw Errno.current }
-    path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    path = try makeTemporaryDirectory("test")
   }
 
   func file(_ name: String) -> String { "\(path)/\(name)" }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import TestSupport
 import Blkif
 import Glibc
 import Platform
@@ -62,7 +63,7 @@ import Xen
     try withBackend(abi: setup.abi) { frontend, backend in
       try frontend.connect(
         backend, storage, setup.configuration, order: setup.order, persistent: setup.persistent)
-      var generator = SplitMix(seed: 7)
+      var generator = SeededGenerator(seed: 7)
       var model = [UInt8](repeating: 0, count: sectors * 512)
       var free = (frontend.dataPage..<frontend.dataPage + 400).map { $0 }
       var flying: [UInt64: InFlight] = [:]
@@ -111,7 +112,7 @@ import Xen
   }
 
   private func send(
-    _ frontend: TestFrontend, _ generator: inout SplitMix, _ sectors: Int, _ free: inout [UInt32],
+    _ frontend: TestFrontend, _ generator: inout SeededGenerator, _ sectors: Int, _ free: inout [UInt32],
     _ flying: [UInt64: InFlight]
   ) -> (UInt64, InFlight)? {
     let kinds: [BlockOperation] = [
@@ -145,10 +146,8 @@ import Xen
     }
     var expected = [UInt8](repeating: 0, count: range.count)
     if kind == .write || kind == .writeBarrier {
-      for index in expected.indices {
-        expected[index] = UInt8(truncatingIfNeeded: generator.state >> 8) &+ UInt8(truncatingIfNeeded: index)
-      }
-      generator.state &+= 1
+      let first = UInt8(truncatingIfNeeded: generator.next())
+      for index in expected.indices { expected[index] = first &+ UInt8(truncatingIfNeeded: index) }
       fill(frontend, segments, expected)
     }
     var request = InFlight(

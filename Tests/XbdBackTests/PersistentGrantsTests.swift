@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import TestSupport
 import Blkif
 import Glibc
 import Platform
@@ -15,7 +16,7 @@ import Xen
   }
 
   @Test func theMapAgreesWithADictionaryUnderRandomUse() {
-    var generator = SplitMix(seed: 42)
+    var generator = SeededGenerator(seed: 42)
     for limit in [1, 2, 7, 100] {
       let grants = PersistentGrants(limit: limit)
       var model: [UInt32: UInt32] = [:]
@@ -205,18 +206,5 @@ import Xen
       #expect(frontend.xen.mappedPages == 1)
       #expect(frontend.device?.statistics.grantCopies == 44)
     }
-  }
-}
-
-/// A small generator with a seed, so that a failure can be repeated.
-struct SplitMix: RandomNumberGenerator {
-  var state: UInt64
-  init(seed: UInt64) { state = seed }
-  mutating func next() -> UInt64 {
-    state &+= 0x9E37_79B9_7F4A_7C15
-    var value = state
-    value = (value ^ (value >> 30)) &* 0xBF58_476D_1CE4_E5B9
-    value = (value ^ (value >> 27)) &* 0x94D0_49BB_1331_11EB
-    return value ^ (value >> 31)
   }
 }

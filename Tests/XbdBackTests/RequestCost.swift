@@ -3,6 +3,7 @@
 // What a request costs the backend by itself, on demand:
 //   XBD_BACK_COST=1 swift test -c release -Xswiftc -enable-testing --filter RequestCost
 
+import TestSupport
 import Blkif
 import Glibc
 import Platform
@@ -29,7 +30,7 @@ import Xen
       let queue = try #require(frontend.device?.colocatedQueue(0))
       var warm = [UInt8](repeating: 3, count: Int(size))
       #expect(transfer(storage, .write, at: 0, &warm) == .done)
-      var generator = SplitMix(seed: 3)
+      var generator = SeededGenerator(seed: 3)
       let first = frontend.dataPage
       let list = first + 1024
       for operation in [BlockOperation.read, .write] {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import TestSupport
 import CXen
 import Glibc
 import Platform
@@ -12,9 +13,7 @@ import Testing
 struct ScratchDirectory: ~Copyable {
   let path: String
   init() throws {
-    var template = Array("/tmp/xbd-back-XXXXXX".utf8CString)
-    guard mkdtemp(&template) != nil else { throw TestFailure(what: "no scratch directory") }
-    path = template.withUnsafeBufferPointer { String(cString: $0.baseAddress ?? UnsafePointer(strdup(""))) }
+    path = try makeTemporaryDirectory("back")
   }
   func file(_ name: String) -> String { "\(path)/\(name)" }
   deinit {

@@ -2,6 +2,7 @@
 //
 // A device whose nodes are there already: a toolstack's, or those of a backend that died.
 
+import TestSupport
 import Blkif
 import Glibc
 import Testing
@@ -124,9 +125,7 @@ import Xen
   }
 
   @Test func aDeviceOfTheKernelIsRefusedWithTheLineThatFreesIt() throws {
-    var template = Array("/tmp/xbd-back-XXXXXX".utf8CString)
-    #expect(mkdtemp(&template) != nil)
-    let root = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    let root = try makeTemporaryDirectory("back")
     let bus = "\(root)/bus/xen-backend"
     let directories = [
       root, "\(root)/bus", bus, "\(bus)/devices", "\(bus)/drivers", "\(bus)/drivers/vbd",

@@ -3,6 +3,7 @@
 // What a user of a device does to it, against every profile of the reference backend: each byte is where it should
 // be, whatever a backend has and has not.
 
+import TestSupport
 import Blkif
 import Testing
 import XbdBack

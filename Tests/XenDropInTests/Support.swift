@@ -2,6 +2,7 @@
 //
 // A loopback host of its own for a test, and children that meet it in place of Xen.
 
+import TestSupport
 import Glibc
 import Platform
 import Testing
@@ -14,10 +15,7 @@ final class Machine {
   let host: LoopbackHost
 
   init(pageLimit: Int = LoopbackDefaults.pageLimit) throws {
-    var template = Array("/tmp/xbd-dropin-XXXXXX".utf8CString)
-    guard mkdtemp(&template) != nil else { throw XenError(errno: .current, "mkdtemp") }
-    host = try LoopbackHost(
-      directory: String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self))
+    host = try LoopbackHost(directory: makeTemporaryDirectory("dropin"))
     let toolstack = try LoopbackToolstack(directory: host.directory)
     for domain: UInt16 in [1, 2] { try toolstack.createDomain(DomainID(domain), pageLimit: pageLimit) }
   }

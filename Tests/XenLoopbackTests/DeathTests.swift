@@ -2,6 +2,7 @@
 //
 // Processes that are killed: what they held is given back, and their peers notice what they would on Xen.
 
+import TestSupport
 import Glibc
 import Platform
 import Synchronization
@@ -200,7 +201,7 @@ import Xen
   }
 
   @Test func theHostsDeathIsNoticedAtTheNextRequestAndSharedMemoryLivesOn() throws {
-    let directory = try Machine.temporaryDirectory()
+    let directory = try makeTemporaryPath("loopback")
     let host = try RemoteHost(directory)
     let root = try LoopbackDomain(joining: directory, domain: .dom0)
     let toolstack = try LoopbackToolstack(directory: directory)

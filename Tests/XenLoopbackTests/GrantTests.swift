@@ -2,6 +2,7 @@
 //
 // Grants of the loopback: gntalloc's rules, maptrack, and what the seam leaves open.
 
+import TestSupport
 import Glibc
 import Platform
 import Synchronization

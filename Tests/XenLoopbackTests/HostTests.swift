@@ -2,6 +2,7 @@
 //
 // A host's directory and control socket, and the toolstack.
 
+import TestSupport
 import CXen
 import Glibc
 import Platform
@@ -21,7 +22,7 @@ import Xen
   }
 
   @Test func aHostLeavesNothingBehind() throws {
-    let directory = try Machine.temporaryDirectory()
+    let directory = try makeTemporaryPath("loopback")
     let host = try LoopbackHost(directory: directory)
     try LoopbackToolstack(directory: directory).createDomain(DomainID(3))
     #expect(access(directory + "/dom3/xenstored.sock", F_OK) == 0)
@@ -30,7 +31,7 @@ import Xen
   }
 
   @Test func aDirectoryThatOthersMayEnterIsRefused() throws {
-    let directory = try Machine.temporaryDirectory()
+    let directory = try makeTemporaryPath("loopback")
     #expect(mkdir(directory, 0o755) == 0)
     chmod(directory, 0o755)
     defer { rmdir(directory) }

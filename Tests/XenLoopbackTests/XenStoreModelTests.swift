@@ -2,6 +2,7 @@
 //
 // xenstore under load: random operations against a model, and several processes at once through libxenstore.
 
+import TestSupport
 import Glibc
 import Platform
 import Testing

@@ -2,6 +2,7 @@
 //
 // One request as a value, written through Swift's RequestSlot or through Xen's C structs.
 
+import TestSupport
 import Blkif
 import CRingReference
 import Xen
@@ -13,7 +14,7 @@ enum AnyRequest {
   case indirect(cring_fields)
 
   /// A request of a random kind with random fields.
-  static func random(using generator: inout Seeded) -> AnyRequest {
+  static func random(using generator: inout SeededGenerator) -> AnyRequest {
     var fields = cring_fields()
     fields.id = generator.next()
     fields.sector = generator.next()

@@ -2,6 +2,7 @@
 //
 // What a queue does when the backend refuses or fails something, and durability in its order.
 
+import TestSupport
 import Blkif
 import Testing
 

@@ -3,6 +3,7 @@
 // Responses that no honest backend sends (on the loopback: Tests/HostileTests). The property of all: the queue
 // breaks or goes on, everything in flight ends once, nothing traps, and nobody gets another's bytes.
 
+import TestSupport
 import Blkif
 import Glibc
 import Platform

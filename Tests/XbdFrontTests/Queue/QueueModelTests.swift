@@ -2,6 +2,7 @@
 //
 // Everything a queue can do at once, at random, against an array: every byte is compared.
 
+import TestSupport
 import Blkif
 import Testing
 

@@ -3,6 +3,7 @@
 // The real frontend and a profile of the reference backend on a loopback host of their own: xenstore over its socket,
 // grants really mapped, event channels on eventfds. The test's thread owns the queues.
 
+import TestSupport
 import Blkif
 import Glibc
 import Logging
@@ -49,9 +50,7 @@ final class Pair {
   ) throws {
     self.profile = profile
     self.driving = driving
-    var template = Array("/tmp/xbd-pair-XXXXXX".utf8CString)
-    guard mkdtemp(&template) != nil else { throw PairFailure(description: "mkdtemp") }
-    let path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    let path = try makeTemporaryDirectory("pair")
     host = try LoopbackHost(directory: path)
     toolstack = try LoopbackToolstack(directory: path)
     try toolstack.createDomain(DomainID(1))
@@ -243,18 +242,4 @@ func pattern(_ count: Int, _ seed: UInt64) -> [UInt8] {
     }
     length = count
   }
-}
-
-/// A generator that repeats itself for the same seed (SplitMix64).
-struct SeededGenerator: RandomNumberGenerator {
-  private var state: UInt64
-  init(seed: UInt64) { state = seed }
-  mutating func next() -> UInt64 {
-    state &+= 0x9E37_79B9_7F4A_7C15
-    var mixed = state
-    mixed = (mixed ^ (mixed >> 30)) &* 0xBF58_476D_1CE4_E5B9
-    mixed = (mixed ^ (mixed >> 27)) &* 0x94D0_49BB_1331_11EB
-    return mixed ^ (mixed >> 31)
-  }
-  mutating func below(_ bound: Int) -> Int { Int(next() % UInt64(max(bound, 1))) }
 }

@@ -2,6 +2,7 @@
 //
 // A loopback host of its own for a test, in a directory of its own, and small helpers to wait with.
 
+import TestSupport
 import CXen
 import Glibc
 import Platform
@@ -18,7 +19,7 @@ final class Machine {
   init(pageLimit: Int = LoopbackDefaults.pageLimit, maptrackLimit: Int = LoopbackDefaults.maptrackLimit)
     throws
   {
-    host = try LoopbackHost(directory: Self.temporaryDirectory())
+    host = try LoopbackHost(directory: makeTemporaryPath("loopback"))
     toolstack = try LoopbackToolstack(directory: host.directory)
     try toolstack.createDomain(DomainID(1), pageLimit: pageLimit)
     try toolstack.createDomain(DomainID(2), pageLimit: pageLimit, maptrackLimit: maptrackLimit)
@@ -31,15 +32,6 @@ final class Machine {
 
   func join(_ domain: UInt16, _ policy: MaptrackPolicy = .perVCPU) throws -> LoopbackDomain {
     try LoopbackDomain(joining: host.directory, domain: DomainID(domain), maptrack: policy)
-  }
-
-  static func temporaryDirectory() throws -> String {
-    var template = Array("/tmp/xbd-loopback-XXXXXX\0".utf8).map { CChar(bitPattern: $0) }
-    guard mkdtemp(&template) != nil else { throw XenError(errno: .current, "mkdtemp") }
-    // The host makes its directory itself, and removes it.
-    let path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-    rmdir(path)
-    return path
   }
 }
 
