@@ -10,6 +10,8 @@ public struct DomainID: RawRepresentable, Hashable, Sendable, CustomStringConver
   public init(rawValue: UInt16) { self.rawValue = rawValue }
   /// A domain by its number.
   public init(_ number: UInt16) { rawValue = number }
+  /// The domain that asks, whatever its number (xen.h: DOMID_SELF).
+  static let own = DomainID(0x7FF0)
   /// The control domain.
   public static let dom0 = DomainID(0)
   /// The first number that is not an ordinary domain (xen.h: DOMID_FIRST_RESERVED).

@@ -21,6 +21,13 @@ public protocol XenSystem: Sendable {
   func openEventChannels() throws(XenError) -> any EventChannels
   /// Opens a connection to xenstore.
   func openXenStore() throws(XenError) -> any XenStore
+  /// Told once the domain was found to be restored, or to have migrated.
+  ///
+  /// No event channel and no grant of before exists then. Afterwards a handle on event channels that was open may be
+  /// used as before for new ports; what is done with one of its old ports has no effect, and is not an error.
+  ///
+  /// - Throws: `.system` when something of before cannot be let go of, and what follows from that.
+  func domainWasRestored() throws(XenError)
 }
 
 extension XenSystem {
@@ -28,4 +35,6 @@ extension XenSystem {
   public var identity: String? { nil }
   /// A Xen of its own.
   public var sharesDevicesWithKernel: Bool { false }
+  /// Nothing is left of before that matters.
+  public func domainWasRestored() throws(XenError) {}
 }

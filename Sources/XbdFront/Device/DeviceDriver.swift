@@ -209,6 +209,12 @@ final class DeviceDriver {
         return perform(machine.handle(.directoryRemoved))
       }
       if try wasRestored() {
+        do throws(XenError) {
+          // Before anything of before is let go of.
+          try system.domainWasRestored()
+        } catch {
+          logger.warning("\(location.frontend): \(error)")
+        }
         let old = location.backendState
         location = try DeviceLocation(again: location, in: store)
         // The same path is watched still; xenstore refuses to watch it twice.

@@ -5,22 +5,40 @@
 internal import CXen
 internal import Glibc
 internal import Platform
+internal import Synchronization
 internal import SystemPackage
 
 /// A set of event channels of /dev/xen/evtchn.
 ///
 /// The library's calls are one ioctl, read or write each on the descriptor and keep no state of their own, so
-/// they are made from any thread without a lock.
+/// they are made from any thread; only making and closing a port takes a lock, for the list of ports.
 public final class LibXenEventChannels: EventChannels {
   // SAFETY: an immutable struct with the descriptor in it; the driver locks.
   private nonisolated(unsafe) let handle: OpaquePointer
   /// Readable while an unmasked port is pending.
   public let fileDescriptor: Int32
+  private let open: LibXenOpenChannels?
+  private let ports = Mutex(Ports())
+  /// The domain was restored: that a port is not there any more is no news.
+  private let hasLostPorts = Atomic<Bool>(false)
+
+  private struct Ports {
+    var mine: Set<UInt32> = []
+    /// Those that the driver still has, and the domain has not since it was restored.
+    var lost: Set<UInt32> = []
+  }
 
   /// Opens the device; reading never waits.
   ///
   /// - Throws: `.unavailable` or `.denied`, with what to do.
-  public init() throws(XenError) {
+  public convenience init() throws(XenError) {
+    try self.init(among: nil)
+  }
+
+  /// Opens the device.
+  ///
+  /// - Parameter open: where it is listed as long as it is open.
+  init(among open: LibXenOpenChannels?) throws(XenError) {
     guard let opened = xenevtchn_open(nil, 0) else {
       throw cannotOpen(.current, device: "/dev/xen/evtchn", module: "xen-evtchn")
     }
@@ -34,33 +52,48 @@ public final class LibXenEventChannels: EventChannels {
     _ = cxen_set_cloexec(descriptor, 1)
     handle = opened
     fileDescriptor = descriptor
+    self.open = open
+    open?.add(self)
   }
 
   deinit {
+    open?.remove(ObjectIdentifier(self))
+    // Closing the descriptor closes the ports that the driver lists, whosever they are by now.
+    guard ports.withLock({ $0.lost.isEmpty }) else { return }
     _ = xenevtchn_close(handle)
   }
 
   /// Creates a port for another domain to bind (xenevtchn_bind_unbound_port).
   public func bindUnbound(remote: DomainID) throws(XenError) -> EventChannelPort {
-    let port = xenevtchn_bind_unbound_port(handle, UInt32(remote.rawValue))
-    guard port >= 0 else {
-      throw XenError(errno: .current, "cannot create an event channel for domain \(remote)")
+    let (port, failure) = make { xenevtchn_bind_unbound_port(handle, UInt32(remote.rawValue)) }
+    guard let port else {
+      throw XenError(errno: failure, "cannot create an event channel for domain \(remote)")
     }
-    return EventChannelPort(UInt32(port))
+    return EventChannelPort(port)
   }
 
   /// Binds to a port of another domain (xenevtchn_bind_interdomain).
   public func bindInterdomain(remote: DomainID, port: EventChannelPort) throws(XenError) -> EventChannelPort {
-    let local = xenevtchn_bind_interdomain(handle, UInt32(remote.rawValue), port.rawValue)
-    guard local >= 0 else {
-      throw XenError(errno: .current, "cannot bind to event channel port \(port) of domain \(remote)")
+    let (local, failure) = make { xenevtchn_bind_interdomain(handle, UInt32(remote.rawValue), port.rawValue) }
+    guard let local else {
+      throw XenError(errno: failure, "cannot bind to event channel port \(port) of domain \(remote)")
     }
-    return EventChannelPort(UInt32(local))
+    return EventChannelPort(local)
+  }
+
+  private func make(_ call: () -> Int32) -> (port: UInt32?, failure: Errno) {
+    ports.withLock { ports in
+      let answer = call()
+      guard let port = UInt32(exactly: answer) else { return (nil, .current) }
+      ports.mine.insert(port)
+      ports.lost.remove(port)
+      return (port, .current)
+    }
   }
 
   /// Tells the other end (xenevtchn_notify).
   public func notify(_ port: EventChannelPort) throws(XenError) {
-    guard xenevtchn_notify(handle, port.rawValue) == 0 else {
+    guard xenevtchn_notify(handle, port.rawValue) == 0 || isLost(.current) else {
       throw Self.failed(.current, "cannot notify event channel port \(port)")
     }
   }
@@ -85,16 +118,53 @@ public final class LibXenEventChannels: EventChannels {
 
   /// Lets a port deliver again (xenevtchn_unmask).
   public func unmask(_ port: EventChannelPort) throws(XenError) {
-    guard xenevtchn_unmask(handle, port.rawValue) == 0 else {
+    guard xenevtchn_unmask(handle, port.rawValue) == 0 || isLost(.current) else {
       throw Self.failed(.current, "cannot unmask event channel port \(port)")
     }
   }
 
   /// Closes a port (xenevtchn_unbind).
   public func unbind(_ port: EventChannelPort) throws(XenError) {
-    guard xenevtchn_unbind(handle, port.rawValue) == 0 else {
-      throw Self.failed(.current, "cannot close event channel port \(port)")
+    let failure: Errno? = ports.withLock { ports in
+      if ports.lost.contains(port.rawValue) { return nil }
+      guard xenevtchn_unbind(handle, port.rawValue) == 0 else { return isLost(.current) ? nil : .current }
+      ports.mine.remove(port.rawValue)
+      return nil
     }
+    if let failure { throw Self.failed(failure, "cannot close event channel port \(port)") }
+  }
+
+  // MARK: After a restore
+
+  /// The domain has none of the ports any more; what is done with one from here on has no effect.
+  ///
+  /// - Returns: those that the driver still lists.
+  func losePorts() -> Set<UInt32> {
+    ports.withLock { ports in
+      if !ports.mine.isEmpty { hasLostPorts.store(true, ordering: .relaxed) }
+      ports.lost.formUnion(ports.mine)
+      ports.mine = []
+      return ports.lost
+    }
+  }
+
+  /// Has the driver make a port of a number that it lists for this handle, whereupon it forgets all of them.
+  ///
+  /// - Returns: whether it did; if not, the port has been closed again.
+  func forgetPorts() -> Bool {
+    ports.withLock { ports in
+      let port = xenevtchn_bind_unbound_port(handle, UInt32(DomainID.own.rawValue))
+      if port < 0, Errno.current == .fileExists {
+        ports.lost = []
+        return true
+      }
+      if port >= 0 { _ = xenevtchn_unbind(handle, UInt32(port)) }
+      return false
+    }
+  }
+
+  private func isLost(_ failure: Errno) -> Bool {
+    failure == .socketNotConnected && hasLostPorts.load(ordering: .relaxed)
   }
 
   /// The driver says ENOTCONN for a port that this handle does not have.

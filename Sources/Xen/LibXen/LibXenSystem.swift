@@ -11,6 +11,7 @@ internal import SystemPackage
 /// The Xen that this machine runs on, through libxen.
 public struct LibXenSystem: XenSystem {
   private let xenStoreSocket: String?
+  private let openChannels = LibXenOpenChannels()
 
   /// The system's own Xen.
   ///
@@ -41,12 +42,22 @@ public struct LibXenSystem: XenSystem {
   public func openGrantMapping() throws(XenError) -> any GrantMapping { try LibXenGrantMapping() }
 
   /// Opens /dev/xen/evtchn.
-  public func openEventChannels() throws(XenError) -> any EventChannels { try LibXenEventChannels() }
+  public func openEventChannels() throws(XenError) -> any EventChannels {
+    try LibXenEventChannels(among: openChannels)
+  }
 
   /// Connects to xenstore.
   public func openXenStore() throws(XenError) -> any XenStore {
     if let xenStoreSocket { return try LibXenStore(socket: xenStoreSocket) }
     return try LibXenStore()
+  }
+
+  /// Has Linux's evtchn driver forget the ports that the domain had (LibXenRestore.swift).
+  ///
+  /// A preloaded drop-in has no driver, and can close what is left.
+  public func domainWasRestored() throws(XenError) {
+    guard access("/dev/xen/evtchn", F_OK) == 0 else { return }
+    try openChannels.forgetPorts()
   }
 }
 
