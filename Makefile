@@ -70,6 +70,7 @@ deps-lab:
 	@scripts/install-deps lab
 
 xen-lab: deps-lab build
+	$(if $(filter 1,$(FULL)),swift build -c release --product xen-party)
 	@Tests/xen-lab/run $(LAB_ARGS)
 
 fuzz: deps-test

@@ -194,6 +194,7 @@ extension DeviceDriver {
 
   /// The queues let go of their rings and keep their requests.
   private func suspend() {
+    try? noticeRestore()
     suspended = []
     links = []
     // From here on they belong to the queues, which close their event channels.
@@ -206,6 +207,7 @@ extension DeviceDriver {
 
   /// Lets go of what was published and never came into use.
   private func abandon() {
+    try? noticeRestore()
     graceDeadline = nil
     links = []
     for connection in connections { connection.release() }
@@ -236,6 +238,7 @@ extension DeviceDriver {
   ///
   /// The queues live on, refusing everything.
   private func release() {
+    try? noticeRestore()
     for connection in connections { connection.release() }
     try? store.unwatch(location.backendState, token: "backend")
     try? store.unwatch(location.frontend, token: "frontend")

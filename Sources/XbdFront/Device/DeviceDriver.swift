@@ -43,6 +43,8 @@ final class DeviceDriver {
   var written: XenbusState?
   /// The domain's number, which a migration may change; empty where there is no such node.
   var domain: [UInt8]?
+  /// The domain was restored, and the state machine does not know yet.
+  private var isRestored = false
   var deadline: UInt64?
   var graceDeadline: UInt64?
   var reconnectDeadline: UInt64?
@@ -208,29 +210,10 @@ final class DeviceDriver {
       guard try exists(location.frontend + "/" + Key.backend) else {
         return perform(machine.handle(.directoryRemoved))
       }
-      if try wasRestored() {
-        do throws(XenError) {
-          // Before anything of before is let go of.
-          try system.domainWasRestored()
-        } catch {
-          logger.warning("\(location.frontend): \(error)")
-        }
-        let old = location.backendState
-        location = try DeviceLocation(again: location, in: store)
-        // The same path is watched still; xenstore refuses to watch it twice.
-        if location.backendState != old {
-          try? store.unwatch(old, token: "backend")
-          do throws(XenError) {
-            try store.watch(location.backendState, token: "backend")
-          } catch {
-            throw XbdError(error, during: "watching \(location.backendState)")
-          }
-        }
-        let own = try state(location.frontendState)
-        written = own
-        return perform(machine.handle(.resumed(own: own, backend: try backendState())))
-      }
     }
+    // Whichever fires first: what the old backend's nodes say means nothing after a restore.
+    try noticeRestore()
+    if isRestored { return try followRestore() }
     guard backendFired else { return }
     let backend = try backendState()
     if options.reconnects, backend != .connected {
@@ -239,16 +222,44 @@ final class DeviceDriver {
     perform(machine.handle(.backendState(backend)))
   }
 
-  /// Whether the toolstack has made the device anew, as it does when a domain is restored or has migrated: our own
-  /// state is not what we wrote, or the domain has another number (blkif.h says nothing of it; libxl does so).
-  private func wasRestored() throws(XbdError) -> Bool {
+  /// Looks whether the toolstack has made the device anew, as it does when a domain is restored or has migrated: our
+  /// own state is not what we wrote, or the domain has another number (blkif.h says nothing of it; libxl does so).
+  ///
+  /// Event channels are only let go of when this has been looked at.
+  func noticeRestore() throws(XbdError) {
     let domain = try bytes("domid")
-    if domain != self.domain {
-      self.domain = domain
-      return true
+    if domain == self.domain {
+      guard let written, written != .initialising, try state(location.frontendState) == .initialising else {
+        return
+      }
     }
-    guard let written, written != .initialising else { return false }
-    return try state(location.frontendState) == .initialising
+    self.domain = domain
+    written = nil
+    isRestored = true
+    do throws(XenError) {
+      try system.domainWasRestored()
+    } catch {
+      logger.warning("\(location.frontend): \(error)")
+    }
+  }
+
+  /// Finds the device's directories again and begins anew.
+  private func followRestore() throws(XbdError) {
+    isRestored = false
+    let old = location.backendState
+    location = try DeviceLocation(again: location, in: store)
+    // The same path is watched still; xenstore refuses to watch it twice.
+    if location.backendState != old {
+      try? store.unwatch(old, token: "backend")
+      do throws(XenError) {
+        try store.watch(location.backendState, token: "backend")
+      } catch {
+        throw XbdError(error, during: "watching \(location.backendState)")
+      }
+    }
+    let own = try state(location.frontendState)
+    written = own
+    perform(machine.handle(.resumed(own: own, backend: try backendState())))
   }
 }
 

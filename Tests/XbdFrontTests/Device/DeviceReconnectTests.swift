@@ -186,8 +186,10 @@ import Xen
     #expect(BlockDeviceTests.close(device))
   }
 
-  @Test(arguments: [true, false])
-  func aMigratedDomainSharesEverythingAnewWithWhomeverTheToolstackNames(reconnects: Bool) throws {
+  @Test(arguments: [true, false], [true, false])
+  func aMigratedDomainSharesEverythingAnewWithWhomeverTheToolstackNames(
+    reconnects: Bool, oldBackendFiresFirst: Bool
+  ) throws {
     let (system, device, ended) = try Self.connected { $0.reconnects = reconnects }
     system.tree["/local/domain/7/domid"] = "7"
     try Self.flush(device)
@@ -210,7 +212,16 @@ import Xen
         if tree[other + "/state"] != next { tree[other + "/state"] = next }
       }
     }
-    system.tree.commit(changes)
+    if oldBackendFiresFirst {
+      changes["/local/domain/7/domid"] = Array("8".utf8)
+      let silent = changes
+      system.tree.with { state in
+        for (path, value) in silent { state.nodes[path] = value }
+      }
+      system.tree.remove(FakeSystem.back)
+    } else {
+      system.tree.commit(changes)
+    }
     Self.poll(device, until: "connected again") {
       device.state == .connected && system.frontNodes["state"] == "4"
     }
@@ -219,6 +230,8 @@ import Xen
       return ended.with { $0 } == [.okay]
     }
     #expect(system.grants.with { $0.domains } == [DomainID(0), DomainID(3)])
+    // Told while everything of before was still open, and once.
+    #expect(system.restores.with { $0 } == [1])
     #expect(BlockDeviceTests.close(device))
   }
 

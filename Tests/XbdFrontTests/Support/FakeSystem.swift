@@ -21,6 +21,8 @@ final class FakeSystem: XenSystem {
   let grants = FakeGrants()
   let channels = Guarded<[FakeEventChannels]>([])
   let description = "a fake Xen"
+  /// How many ports were open each time that we were told of a restore.
+  let restores = Guarded<[Int]>([])
 
   init(backend: [String: String] = [:]) {
     for (key, value) in ["backend": Self.back, "backend-id": "0", "state": "1", "virtual-device": "51728"] {
@@ -45,6 +47,11 @@ final class FakeSystem: XenSystem {
     do throws(Errno) { return try FakeXenStore(tree, domain: 7) } catch {
       throw XenError(errno: error, "eventfd")
     }
+  }
+
+  func domainWasRestored() throws(XenError) {
+    let open = channels.with { $0.reduce(0) { $0 + $1.with { $0.ports.count } } }
+    restores.with { $0.append(open) }
   }
 
   /// Answers the frontend's states with the backend's.

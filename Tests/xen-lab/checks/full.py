@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole matrix: what CI runs, and then all the rest, in parts that can be run by themselves."""
 
-from . import inside, lifecycle, limits, matrix, minimal, speed
+from . import conformance, documents, inside, lifecycle, limits, matrix, minimal, speed
 
 PARTS = {
     "minimal": lambda lab: minimal.run(lab, cycles=200),
@@ -9,8 +9,10 @@ PARTS = {
     "limits": limits.run,
     "lifecycle": lifecycle.run,
     "inside": inside.run,
+    "conformance": conformance.run,
+    "documents": documents.run,
     "speed": speed.run,
-    # Last, because the domain has another number afterwards.
+    # Last: what a restore leaves in the domU's kernel is nobody else's trouble.
     "saved": lifecycle.saved_and_restored,
 }
 

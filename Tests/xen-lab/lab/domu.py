@@ -12,7 +12,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 # Letters of the devices that are in use: xvdb and on.
 FIRST_DEVICE = 51728
 
-CONFIG = """name = "domu"
+CONFIG = """name = "{name}"
 type = "pv"
 kernel = "/var/vmlinux"
 ramdisk = "/var/domu.cpio"
@@ -27,8 +27,11 @@ disk = []
 """
 
 
-def pack(images, share, program, full=False):
-    """Makes the domU's initial root: the cached tree, then what changes with every build."""
+def pack(images, share, program, party=None):
+    """Makes the domU's initial root: the cached tree, then what changes with every build.
+
+    - party: with what the full run needs besides, and this xen-party.
+    """
     own = share + "/own"
     shutil.rmtree(own, ignore_errors=True)
     os.makedirs(own)
@@ -38,7 +41,8 @@ def pack(images, share, program, full=False):
     for name, place in (("domu-init", "/init"), ("agent", "/usr/bin/lab-agent"), ("client.py", "/usr/bin/lab-client")):
         tree.copy_file(f"{HERE}/../guest/{name}", own, place)
         os.chmod(own + place, 0o755)
-    if full:
+    if party:
+        tree.copy_program(party, own)
         compiler = shutil.which("clang") or shutil.which("cc")
         if not compiler:
             raise LabError("neither clang nor cc is in PATH, and the comparison's load is C")
@@ -53,34 +57,44 @@ def pack(images, share, program, full=False):
         shutil.copyfileobj(more, out)
     for mode in ("agent", "shell"):
         with open(f"{share}/domu-{mode}.cfg", "w") as out:
-            out.write(CONFIG.format(memory=512, vcpus=1, mode="lab=" + mode))
+            out.write(CONFIG.format(name="domu", memory=512, vcpus=1, mode="lab=" + mode))
 
 
 class DomU:
-    """The domU, created and destroyed by xl, asked through its console."""
+    """A domU, created and destroyed by xl, asked through its console; its name is that of the machine's port too."""
 
-    def __init__(self, machine):
+    def __init__(self, machine, name="domu"):
         self.machine = machine
+        self.name = name
         self.dom0 = machine.dom0
-        self.agent = machine.domu_line()
+        self.agent = machine.domu_line(name)
         self.id = None
 
     def create(self, memory=512, vcpus=1):
-        with open(self.machine.share + "/domu-run.cfg", "w") as out:
-            out.write(CONFIG.format(memory=memory, vcpus=vcpus, mode="lab=agent"))
+        with open(f"{self.machine.share}/{self.name}-run.cfg", "w") as out:
+            out.write(CONFIG.format(name=self.name, memory=memory, vcpus=vcpus, mode="lab=agent"))
         # libxl maps what it loads, page by page, which over 9p takes a minute.
-        self.dom0.run("cp /lab/domu.cpio /lab/vmlinux /var/ && xl create /lab/domu-run.cfg", 240)
+        self.dom0.run(f"cp /lab/domu.cpio /lab/vmlinux /var/ && xl create /lab/{self.name}-run.cfg", 240)
         self.connect()
-        say(f"domU: domain {self.id} is up")
+        say(f"{self.name}: domain {self.id} is up")
 
     def connect(self):
-        """Connects the second port of the machine to the domU's console."""
-        self.id = int(self.dom0.run("xl domid domu"))
-        self.dom0.run(f"/lab/guest/bridge {self.id}")
+        """Connects the machine's port of this name to the domU's console."""
+        self.id = int(self.dom0.run(f"xl domid {self.name}"))
+        self.dom0.run(f"/lab/guest/bridge {self.id} {self.name}")
         self.agent.wait_until_ready(120)
 
+    def revive(self):
+        """Another one in the place of one that does not answer."""
+        try:
+            self.ask("true", 60)
+        except TimeoutError:
+            say(f"{self.name}: it does not answer; another one takes its place")
+            self.destroy()
+            self.create()
+
     def destroy(self):
-        self.dom0.ask("xl destroy domu; for i in $(seq 100); do xl domid domu >/dev/null 2>&1 || break; sleep 0.1; done", 60)
+        self.dom0.ask(f"xl destroy {self.name}; for i in $(seq 100); do xl domid {self.name} >/dev/null 2>&1 || break; sleep 0.1; done", 60)
         self.id = None
 
     def ask(self, script, seconds=60):

@@ -16,6 +16,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 # it is told to save them at once. KVM is left alone: Xen's PV needs more of it than nested machines keep.
 XEN = "console=com1 com1=115200,8n1 dom0_mem={dom0}M,max:{dom0}M dom0_max_vcpus={vcpus} spec-ctrl=eager-fpu"
 
+# Virtio ports to the host, each with an agent at its other end: dom0, the domU, and another domU.
+PORTS = ("dom0", "domu", "other")
+
 
 def end_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -57,7 +60,7 @@ class Machine:
         if shell:
             return arguments + ["-serial", "mon:stdio"]
         arguments += ["-serial", f"file:{self.directory}/console.log", "-device", "virtio-serial-pci"]
-        for name in ("dom0", "domu"):
+        for name in PORTS:
             arguments += [
                 "-chardev", f"socket,id={name},path={self.directory}/{name}.sock,server=on,wait=off",
                 "-device", f"virtserialport,chardev={name},name=lab.{name}",
@@ -66,7 +69,7 @@ class Machine:
 
     def start(self):
         """Boots and waits for dom0's agent."""
-        for name in ("dom0", "domu"):
+        for name in PORTS:
             if os.path.exists(f"{self.directory}/{name}.sock"):
                 os.unlink(f"{self.directory}/{name}.sock")
         self.log = open(self.directory + "/qemu.log", "w")
@@ -74,7 +77,7 @@ class Machine:
             self.command(shell=False), stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT,
             preexec_fn=end_with_parent)
         end = time.monotonic() + 20
-        while not all(os.path.exists(f"{self.directory}/{name}.sock") for name in ("dom0", "domu")):
+        while not all(os.path.exists(f"{self.directory}/{name}.sock") for name in PORTS):
             self.alive()
             if time.monotonic() > end:
                 raise LabError("QEMU does not start; see " + self.log.name)
@@ -84,9 +87,9 @@ class Machine:
         self.dom0.wait_until_ready(240)
         say("machine: dom0 is up")
 
-    def domu_line(self):
-        """A line to whatever domU's console the bridge in dom0 is connected to."""
-        return Agent("domU", self.directory + "/domu.sock", open(self.directory + "/domu.log", "a"), self.alive)
+    def domu_line(self, name):
+        """A line to whatever domU's console the bridge in dom0 has connected to the port of this name."""
+        return Agent(name, f"{self.directory}/{name}.sock", open(f"{self.directory}/{name}.log", "a"), self.alive)
 
     def alive(self):
         if self.process.poll() is not None:

@@ -62,8 +62,9 @@ def main():
     problem = None
     try:
         built = images.ensure()
-        machine = Machine(built, options.results, vcpus=1)
-        domu.pack(built, machine.share, options.program, options.full)
+        party = full_needs(options)
+        machine = Machine(built, options.results, vcpus=1, memory=2500 if options.full else 1900)
+        domu.pack(built, machine.share, options.program, party)
         if options.shell:
             return person(machine, options.shell)
         machine.start()
@@ -86,6 +87,16 @@ def main():
     return report.finish(problem)
 
 
+def full_needs(options):
+    """The xen-party beside the program, which the full run has to have."""
+    party = os.path.join(os.path.dirname(options.program), "xen-party")
+    if not options.full:
+        return None
+    if not os.path.exists(party):
+        raise LabError(f"{party} is not there: 'swift build -c release --product xen-party' first; 'make xen-lab FULL=1' does it")
+    return party
+
+
 class Lab:
     """What checks are given."""
 
@@ -94,6 +105,7 @@ class Lab:
         self.report = report
         self.dom0 = machine.dom0
         self.domu = domu.DomU(machine)
+        self.party = full_needs(options)
         self.only = options.only
         self.parts = [part for part in options.parts.split(",") if part]
 
