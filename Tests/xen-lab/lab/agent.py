@@ -75,6 +75,20 @@ class Agent:
             self.log.flush()
             return Answer(status, text)
 
+    def tell(self, text, seconds=90):
+        """Gives a line to the program that a script has put at /run/party.in, and returns its answer."""
+        self.number += 1
+        self._send(f"{self.number} >{text}\n".encode())
+        end = time.monotonic() + seconds
+        while True:
+            line = self._line(end)
+            if line is None:
+                raise TimeoutError(f"{self.name} gave no answer within {seconds} s to: {text[:200]}")
+            found = re.search(rf"@@{self.number}> (.*)", line)
+            if found:
+                self.log.write(f"> {text}\n{found[1]}\n")
+                return found[1]
+
     def run(self, script, seconds=60):
         """The output of a script that has to succeed."""
         answer = self.ask(script, seconds)

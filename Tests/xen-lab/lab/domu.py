@@ -103,6 +103,9 @@ class DomU:
     def run(self, script, seconds=60):
         return self.agent.run(script, seconds)
 
+    def tell(self, text):
+        return self.agent.tell(text)
+
 
 class Disk:
     """A disk that a backend in dom0 serves to a domain: `kind` is "blkback" or "qdisk"."""
