@@ -8,7 +8,8 @@
 /// * A new unbound port can be bound by the named domain only, once. Binding sets the *binder's* port pending,
 ///   because notifications may have been lost before.
 /// * `notify` makes the other end pending; while it is pending already, or masked, nothing is lost and nothing is
-///   counted: any number of notifications is one event.
+///   counted: any number of notifications is one event, or two if some came after Linux had taken the first one off
+///   the hypervisor's hands and before it was asked for it.
 /// * `notify` on a port whose other end is not bound yet, or has been closed, succeeds and is dropped.
 /// * `nextPending` gives a pending port once and leaves it masked; events that arrive then are delivered after
 ///   `unmask`.

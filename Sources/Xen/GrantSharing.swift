@@ -10,7 +10,8 @@
 /// * There is a limit on the pages of the whole domain (gntalloc's `limit`, 1,024 by default); a call that would
 ///   pass it throws `.limitReached` and shares nothing.
 /// * Unsharing takes back a whole call's pages at once. It always succeeds: a page that the other domain still
-///   maps stays in existence until it is unmapped there, and no new mapping of it is possible.
+///   maps stays in existence until it is unmapped there, and is used for nothing else. New mappings of it are
+///   refused, at the latest some seconds after the last one has gone (Linux looks again every second).
 /// * The process's end unshares everything.
 ///
 /// Calls may come from any thread.

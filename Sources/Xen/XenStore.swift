@@ -23,7 +23,8 @@ public protocol XenStore: XenStoreOperations, AnyObject, Sendable {
 
   /// Begins to watch a path.
   ///
-  /// - Parameter token: comes back with every event; paths and tokens together name a watch.
+  /// - Parameter token: comes back with every event; paths and tokens together name a watch. A second
+  ///   one of the same name is an error or another watch, as xenstored or /dev/xen/xenbus has it: do not.
   func watch(_ path: String, token: String) throws(XenError)
 
   /// Ends a watch; late events of it are dropped.

@@ -32,14 +32,14 @@ def names(lab):
 
 
 def table(lab):
-    line = shown(r"^(nbd\d+) (/run/xbd-user/(\w+)\.sock) .*$")
-    device, socket, name = line[1], line[2], line[3]
+    line = shown(r"^(nbd\d+) (/run/xbd-user/(\w+)\.sock) (\S+) .*$")
+    device, socket, name, export = line.groups()
     disk = Disk(lab.dom0, lab.domu.id, "blkback", name)
     disk.create()
     disk.attach()
     try:
         lab.domu.run(f"mkdir -p {os.path.dirname(socket)}; printf '%s\\n' '{line[0]}' >/etc/nbdtab")
-        with Server(lab, disk) as server:
+        with Server(lab, disk, "--export " + export) as server:
             lab.domu.run(f"""
 ln -sfn {server.socket} {socket}
 trap '{NBD_DOWN} || true' EXIT
