@@ -14,8 +14,8 @@ struct XbdUser: ParsableCommand {
       """,
     version: Version.text,
     subcommands: [
-      ServeCommand.self, ListCommand.self, ProbeCommand.self, ResetCommand.self, BackendCommand.self,
-      LoopbackCommand.self,
+      ServeCommand.self, ListCommand.self, ProbeCommand.self, ResetCommand.self, MeasureCommand.self,
+      BackendCommand.self, LoopbackCommand.self,
     ])
 }
 

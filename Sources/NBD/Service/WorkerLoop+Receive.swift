@@ -77,7 +77,8 @@ extension WorkerLoop {
   private func receivePayload(_ connection: UnsafeMutablePointer<Connection>) -> (Int, Int, Int) {
     let slot = table.slots + Int(connection.pointee.payloadSlot)
     let remaining = Int(slot.pointee.byteCount) - connection.pointee.payloadReceived
-    let room = UnsafeMutableBufferPointer(rebasing: vectors[..<(Self.vectorCount - 1)])
+    // Vectors beyond what the socket holds would only be made again for the next receive.
+    let room = UnsafeMutableBufferPointer(rebasing: vectors[..<Self.receiveVectors])
     var count = target.vectors(
       of: TargetOperation(rawValue: slot.pointee.operation), from: connection.pointee.payloadReceived,
       into: room)

@@ -67,6 +67,8 @@ final class WorkerLoop {
   static let bufferSize = 256 << 10
   /// I/O vectors of one system call (IOV_MAX).
   static let vectorCount = 1024
+  /// I/O vectors of a payload in one receive: 256 KiB where no two pages are neighbours, more than a Unix socket holds.
+  static let receiveVectors = 64
   /// Payload that one connection may begin in a turn before its replies are sent and others are served.
   static let turnBytes = 256 << 10
   /// Read data waiting to be sent beyond which a connection takes in no further requests.

@@ -164,8 +164,9 @@ struct QueueCore: ~Copyable {
 
   /// Finds the memory that an operation's payload passes through.
   ///
-  /// Granted pages where they serve; private memory for copying otherwise. Operations hold at most three quarters
-  /// of the pool, because slow callers can keep it for as long as they like: what is copied always finds some.
+  /// Granted pages where they serve, for up to two thirds of the pool; private memory for copying otherwise. Operations
+  /// hold at most three quarters of the pool, because slow callers can keep it for as long as they like: what is copied
+  /// always finds some.
   ///
   /// - Returns: false when there is none at the moment.
   private mutating func giveMemory(_ operation: UnsafeMutablePointer<OperationRecord>) -> Bool {
@@ -178,7 +179,7 @@ struct QueueCore: ~Copyable {
     }
     let pages = (count + Page.size - 1) >> Page.shift
     if parameters.copy == .direct, command == .read || !(isUnaligned || parameters.keepsWrites),
-      pages * 3 <= pool.bound, !isDead
+      pages * 3 <= pool.bound * 2, !isDead
     {
       let share = pool.bound * 3 / 4
       if operationPages + pages <= share, let list = pool.take(pages) {

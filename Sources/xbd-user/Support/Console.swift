@@ -10,6 +10,9 @@ enum Console {
   /// Prints lines to stderr.
   static func note(_ text: String) { write(text + "\n", to: STDERR_FILENO) }
 
+  /// Replaces the last line of a terminal on stderr; an empty one takes it away.
+  static func progress(_ text: String) { write("\r\u{1B}[K\(text)", to: STDERR_FILENO) }
+
   /// Writes a text file, replacing what is there.
   static func save(_ text: String, to path: String, what: String) throws {
     let file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)

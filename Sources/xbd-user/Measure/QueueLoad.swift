@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The load on one queue: as many requests in flight as wanted, each followed by the next. The thread submits, polls,
+// and sleeps on the queue's descriptors, as any owner of a queue does.
+
+import ArgumentParser
+import Glibc
+import Platform
+import Synchronization
+import XbdFront
+
+/// What a load does, by fio's names.
+enum LoadPattern: String, ExpressibleByArgument, CaseIterable {
+  case read
+  case write
+  case randread
+  case randwrite
+
+  var isWrite: Bool { self == .write || self == .randwrite }
+  var isRandom: Bool { self == .randread || self == .randwrite }
+}
+
+/// A load and what came of it.
+///
+/// Everything but `stop` and `hasEnded` belongs to the thread that runs it, and afterwards to whoever joined that one.
+final class QueueLoad {
+  let queue: BlockQueue
+  private let pattern: LoadPattern
+  private let byteCount: UInt64
+  private let blocks: UInt64
+  private let depth: Int
+  private let until: UInt64
+  private var generator: UInt64
+  private var position: UInt64 = 0
+  private var inFlight = 0
+  private var now: UInt64 = 0
+  private let mustStop = Atomic<Bool>(false)
+  private let ended = Atomic<Bool>(false)
+
+  /// Requests that were answered well, and the rest.
+  private(set) var completed: UInt64 = 0
+  private(set) var failed: UInt64 = 0
+  /// From submission to completion, added up, and the longest.
+  private(set) var latencySum: UInt64 = 0
+  private(set) var latencyMaximum: UInt64 = 0
+
+  init(
+    _ queue: BlockQueue, pattern: LoadPattern, byteCount: UInt64, blocks: UInt64, depth: Int, seed: UInt64,
+    until: UInt64
+  ) {
+    self.queue = queue
+    self.pattern = pattern
+    self.byteCount = byteCount
+    self.blocks = blocks
+    self.depth = depth
+    self.until = until
+    generator = seed &* 0x9E37_79B9_7F4A_7C15
+    // Loads in order begin at places of their own.
+    position = generator % blocks
+  }
+
+  /// Ends it before its time; safe from any thread.
+  func stop() {
+    mustStop.store(true, ordering: .relaxed)
+    queue.wake()
+  }
+
+  /// Whether the thread has nothing more to do; safe from any thread.
+  var hasEnded: Bool { ended.load(ordering: .acquiring) }
+
+  func run() {
+    queue.onCompletion = { [unowned self] in finish($0) }
+    now = MonotonicClock.nanoseconds()
+    while true {
+      let isOver = now >= until || mustStop.load(ordering: .relaxed) || failed > 0
+      if isOver, inFlight == 0 { break }
+      if !isOver { fill() }
+      let progressed = queue.poll()
+      now = MonotonicClock.nanoseconds()
+      if !progressed, queue.armWakeup() { sleep() }
+    }
+    ended.store(true, ordering: .releasing)
+  }
+
+  private func fill() {
+    while inFlight < depth {
+      let place = nextBlock()
+      let request = BlockRequest(
+        command: pattern.isWrite ? .write : .read, byteOffset: place * byteCount, byteCount: byteCount)
+      guard let operation = queue.begin(request, tag: now) else { return }
+      queue.submit(operation)
+      inFlight += 1
+    }
+  }
+
+  private func nextBlock() -> UInt64 {
+    if pattern.isRandom {
+      // Marsaglia's xorshift64: cheap, and even enough to spread requests.
+      generator ^= generator << 13
+      generator ^= generator >> 7
+      generator ^= generator << 17
+      return generator % blocks
+    }
+    position += 1
+    if position >= blocks { position = 0 }
+    return position
+  }
+
+  private func finish(_ completion: Completion) {
+    let latency = MonotonicClock.nanoseconds() &- completion.tag
+    if completion.status == .okay { completed += 1 } else { failed += 1 }
+    latencySum &+= latency
+    latencyMaximum = max(latencyMaximum, latency)
+    queue.release(completion.operation)
+    inFlight -= 1
+  }
+
+  private func sleep() {
+    // At the end nobody else wakes a load that waits for an answer which never comes: the device's own timeout does.
+    let due = min(queue.keepTime(now) ?? .max, max(until, now &+ 1_000_000))
+    var waits = queue.descriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
+    _ = poll(&waits, nfds_t(waits.count), Int32(clamping: (due &- min(due, now)) / 1_000_000 + 1))
+    now = MonotonicClock.nanoseconds()
+  }
+}

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import ArgumentParser
+import Blkif
+import Glibc
+import Logging
+import Platform
+import XbdBack
+import XbdFront
+import Xen
+
+/// `xbd-user measure`: a load straight on the library's queues, with no NBD client in between.
+struct MeasureCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "measure",
+    abstract: "Read or write as fast as a device answers, with no NBD in between, and say what it cost.",
+    discussion: """
+      What ring, grants and the frontend's copy cost by themselves: "xbd-user measure xvdb --copy bounce" beside \
+      "--copy direct", or any backend beside another one. Without Xen: "xbd-user measure --loopback memory:1G". \
+      Each queue has a thread and a load of its own.
+      """)
+
+  @Argument(help: "A virtual device number (51728), a name (xvdb), or the path of a frontend directory.")
+  var device: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "Without a device: an image file, memory:SIZE or null:SIZE for the reference backend. With one: the directory of a running loopback host.",
+      valueName: "image|directory"))
+  var loopback: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "What to do, in order or at random places.", valueName: "read|write|randread|randwrite"))
+  var load = LoadPattern.randread
+
+  @Flag(help: "For loads that write: what the device holds may be lost.")
+  var overwrite = false
+
+  @Option(help: ArgumentHelp("Bytes of a request, a multiple of 512.", valueName: "size"))
+  var block = "4K"
+
+  @Option(help: ArgumentHelp("Requests that each queue keeps in flight.", valueName: "n"))
+  var depth = 32
+
+  @Option(help: "Seconds that the load runs.")
+  var seconds = 5
+
+  @Flag(help: "Print the result as JSON.")
+  var json = false
+
+  @Flag(name: .shortAndLong, help: "Say more on stderr; twice for the handshake.")
+  var verbose: Int
+
+  @OptionGroup(title: "The frontend")
+  var frontend: FrontendArguments
+
+  @OptionGroup(title: "The reference backend")
+  var storage: StorageArguments
+
+  mutating func validate() throws {
+    guard device != nil || loopback != nil else {
+      throw ValidationError("name a device (xvdb), or an image with --loopback (disk.img, memory:1G)")
+    }
+    guard (1...1024).contains(depth) else { throw ValidationError("--depth takes 1 to 1024 requests") }
+    guard (1...86400).contains(seconds) else { throw ValidationError("--seconds takes 1 to 86400") }
+    // A memory disk of our own holds nothing that anybody could miss.
+    let isDisposable =
+      device == nil && (loopback?.hasPrefix("memory:") ?? false || loopback?.hasPrefix("null:") ?? false)
+    guard !load.isWrite || overwrite || isDisposable else {
+      throw ValidationError(
+        "--load \(load.rawValue) overwrites what the device holds: add --overwrite if that may be lost")
+    }
+  }
+
+  func run() throws {
+    let byteCount = try ByteSize.parse(block)
+    if device != nil, let option = storage.behaviour.first {
+      throw Failure("\(option) is for the reference backend, which does not serve this device")
+    }
+    let signals = try Signals([SIGTERM, SIGINT, SIGHUP])
+    let logger = Log.start(verbosity: verbose)
+    let directory = try TemporaryDirectory()
+    defer { withExtendedLifetime(directory) {} }
+    var embedded: EmbeddedLoopback?
+    let system: any XenSystem
+    if device != nil, let loopback {
+      system = try Systems.loopback(loopback, domain: loopbackFrontend)
+    } else if let loopback {
+      let made = try EmbeddedLoopback(
+        directory: directory.path + "/xen", image: loopback,
+        storage: try storage.open(loopback, readOnly: !load.isWrite),
+        configuration: try storage.configuration(readOnly: !load.isWrite, queues: frontend.queues),
+        kind: storage.profile?.kind ?? "vbd", pageLimit: 1024, logger: logger)
+      embedded = made
+      system = made.frontend
+    } else {
+      system = try Systems.libXen(instead: "\"xbd-user measure --loopback memory:1G\"")
+    }
+    defer { embedded?.stop() }
+    let block = try BlockDevice.connect(
+      device ?? String(EmbeddedLoopback.device.number), on: system, options: frontend.options, logger: logger)
+    defer { close(block) }
+    try embedded?.runInline(block.queues)
+    let result = try measure(block, byteCount, signals)
+    Console.line(json ? try JSONText.encode(result) : result.text)
+    guard result.failed == 0 else {
+      throw Failure("\(result.failed) requests failed; the figures mean nothing")
+    }
+  }
+
+  /// Runs the load on every queue until the time is over, or a signal ends it earlier.
+  private func measure(
+    _ device: BlockDevice, _ byteCount: UInt64, _ signals: borrowing Signals
+  ) throws -> MeasureReport {
+    let size = device.features.sectorCount << 9
+    guard byteCount > 0, byteCount % UInt64(device.features.sectorSize) == 0, byteCount <= min(size, 64 << 20)
+    else {
+      throw Failure(
+        "--block \(block) does not fit \(device.location.device): a multiple of its sector, \(device.features.sectorSize) bytes, "
+          + "and no more than 64 MiB or its size, \(size) bytes")
+    }
+    let before = Self.processorSeconds()
+    let start = MonotonicClock.nanoseconds()
+    // Each queue goes to its thread, and comes back to this one when the thread has ended.
+    let loads = device.queues.enumerated().map { index, queue in
+      QueueLoad(
+        queue, pattern: load, byteCount: byteCount, blocks: size / byteCount, depth: depth,
+        seed: UInt64(index + 1),
+        until: start + UInt64(seconds) * 1_000_000_000)
+    }
+    nonisolated(unsafe) let handed = loads
+    let threads = try handed.indices.map { index in
+      try DedicatedThread(name: "measure-\(index)") { handed[index].run() }
+    }
+    watch(signals, handed, start)
+    for thread in threads { thread.join() }
+    let elapsed = MonotonicClock.nanoseconds() - start
+    return MeasureReport(
+      device: device, load: load, byteCount: byteCount, depth: depth, nanoseconds: elapsed, loads: loads,
+      processorSeconds: Self.processorSeconds() - before)
+  }
+
+  /// Shows on a terminal how far it is, and ends the load when a signal comes.
+  private func watch(_ signals: borrowing Signals, _ loads: [QueueLoad], _ start: UInt64) {
+    var look = pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0)
+    let isTerminal = isatty(STDERR_FILENO) == 1
+    while !loads.allSatisfy(\.hasEnded) {
+      _ = poll(&look, 1, 100)
+      if signals.next() != nil { for load in loads { load.stop() } }
+      if isTerminal {
+        Console.progress("\((MonotonicClock.nanoseconds() - start) / 1_000_000_000) of \(seconds) s")
+      }
+    }
+    if isTerminal { Console.progress("") }
+  }
+
+  private func close(_ device: BlockDevice) {
+    for queue in device.queues { queue.onCompletion = { _ in } }
+    device.close()
+    while !device.waitUntilClosed(milliseconds: 1) {
+      for queue in device.queues { queue.poll() }
+    }
+  }
+
+  /// Processor time of this process so far, in user and kernel.
+  private static func processorSeconds() -> Double {
+    var usage = rusage()
+    getrusage(__rusage_who_t(RUSAGE_SELF.rawValue), &usage)
+    return Double(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec)
+      + Double(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6
+  }
+}
