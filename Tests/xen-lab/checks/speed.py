@@ -2,9 +2,11 @@
 """The kernel's blkfront beside us, on the same backend: ratios, because an emulated machine has no figures of its own.
 
 Each round measures every way once; what is reported is the median of the rounds' ratios to blkfront, and CPU time as Xen
-counts it. The load is the same program for all: NBD requests on a socket, or AIO with O_DIRECT on a block device.
+counts it. The load is the same program for all: NBD requests on a socket, or AIO with O_DIRECT on a block device; and for
+the library without a socket `xbd-user measure`, whose own count of the domU's CPU time leaves its start out.
 """
 
+import json
 import statistics
 
 from lab.domu import Disk
@@ -41,6 +43,18 @@ def measure(lab, command, load):
     after = cpu(lab)
     gibibytes = max(float(mebibytes) / 1024, 1e-9)
     return float(rate), (after[0] - before[0]) / gibibytes, (after[1] - before[1]) / gibibytes
+
+
+def measure_library(lab, disk, options, load):
+    what, size, depth = load
+    pattern = what if size > 4096 else "rand" + what
+    before = cpu(lab)
+    said = json.loads(lab.domu.run(
+        f"xbd-user measure {disk.name} --load {pattern} --overwrite --block {size} --depth {depth} --seconds {SECONDS} --json "
+        f"--queues 1 {options}", 120))
+    after = cpu(lab)
+    gibibytes = max(said["requests"] * size / (1 << 30), 1e-9)
+    return said["requestsPerSecond"], said["processorSecondsPerGibibyte"], (after[1] - before[1]) / gibibytes
 
 
 def compare(lab, kind, options):
@@ -88,6 +102,8 @@ def one_round(lab, kind, options):
                     yield "nbd.ko", load, measure(lab, "lab-load /dev/nbd0", load)
             finally:
                 lab.domu.run(NBD_DOWN)
+        for load in LOADS:
+            yield "library", load, measure_library(lab, disk, options, load)
         lab.domu.run(f"set -e\n{to_kernel(disk, 'feature_persistent=' + feature)}", 90)
         for load in LOADS:
             yield KERNEL, load, measure(lab, f"lab-load /dev/{disk.name}", load)

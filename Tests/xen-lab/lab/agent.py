@@ -99,8 +99,12 @@ class Agent:
     def _send(self, data):
         while data:
             select.select([], [self.socket], [], 10)
-            sent = self.socket.send(data[:512])
-            data = data[sent:]
+            try:
+                data = data[self.socket.send(data[:512]) :]
+            except BlockingIOError:
+                self.alive()
+            except OSError as error:
+                raise LabError(f"QEMU has gone ({error}); see qemu.log beside this run's other logs") from error
 
     def _line(self, end):
         while b"\n" not in self.buffer:
