@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole matrix: what CI runs, and then all the rest, in parts that can be run by themselves."""
 
-from . import conformance, documents, inside, lifecycle, limits, matrix, minimal, speed
+from . import conformance, documents, inside, lifecycle, limits, matrix, minimal, shell, speed
 
 PARTS = {
     "minimal": lambda lab: minimal.run(lab, cycles=200),
@@ -11,6 +11,7 @@ PARTS = {
     "inside": inside.run,
     "conformance": conformance.run,
     "documents": documents.run,
+    "shell": shell.run,
     "speed": speed.run,
     # Last: what a restore leaves in the domU's kernel is nobody else's trouble.
     "saved": lifecycle.saved_and_restored,

@@ -105,6 +105,7 @@ class Lab:
         self.report = report
         self.dom0 = machine.dom0
         self.domu = domu.DomU(machine)
+        self.program = options.program
         self.party = full_needs(options)
         self.only = options.only
         self.parts = [part for part in options.parts.split(",") if part]
