@@ -68,7 +68,7 @@ let package = Package(
       dependencies: [
         "Xen", "Platform", "CXen", .product(name: "SystemPackage", package: "swift-system"),
       ],
-      swiftSettings: strict),
+      swiftSettings: strictlySafe),
     // The C ABI of libxen on the loopback. It carries the Swift runtime and shows none of it, so that it can be
     // preloaded into any program, one with another Swift runtime included.
     .target(name: "CXenDropIn"),
