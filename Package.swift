@@ -62,7 +62,7 @@ let package = Package(
         "Blkif", "Xen", "Platform", "CXen", .product(name: "Logging", package: "swift-log"),
         .product(name: "SystemPackage", package: "swift-system"),
       ],
-      swiftSettings: strict),
+      swiftSettings: strictlySafe),
     .target(
       name: "XenLoopback",
       dependencies: [
