@@ -184,6 +184,7 @@ extension QueueEngine {
       }
       if persistent.count < persistent.limit {
         guard let entry = keep(reference) else { return false }
+        // SAFETY: as above.
         unsafe persistent.page(entry)?.copy(to: destination, byteCount: byteCount)
         persistent.release(entry)
         return true

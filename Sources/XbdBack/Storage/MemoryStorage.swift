@@ -77,8 +77,8 @@ public final class MemoryStorage: Storage {
     case .write:
       for index in unsafe request.vectors.indices {
         let vector = unsafe request.vectors[index]
-        guard let base = unsafe vector.iov_base else { continue }
         // SAFETY: as above.
+        guard let base = unsafe vector.iov_base else { continue }
         unsafe memcpy(position, base, vector.iov_len)
         unsafe position += vector.iov_len
       }
@@ -122,6 +122,7 @@ public final class MemoryStorage: Storage {
       unsafe memset(start, 0, byteCount)
       return
     }
+    // SAFETY: as above.
     unsafe memset(start, 0, pages - start)
     let tail = unsafe pages + Int(endPage - firstPage)
     unsafe memset(tail, 0, end - tail)

@@ -31,10 +31,10 @@ public import Glibc
   public var byteOffset: UInt64
   /// The length of the range in bytes; for a read or write, the sum of the vectors.
   public var byteCount: UInt64
+  // SAFETY: memory that whoever made the request keeps until it is done; only storages go there.
   /// A read's or write's memory.
   ///
   /// The storage may change the elements, not the memory of a write.
-  // SAFETY: memory that whoever made the request keeps until it is done; only storages go there.
   public var vectors: UnsafeMutableBufferPointer<iovec>
 
   /// A piece of work that needs no memory.

@@ -228,8 +228,7 @@ final class LoopbackGrantMapping: GrantMapping {
     case .granted(let reference, let domain, let offset):
       guard Int(offset) + byteCount <= Page.size else { return .badArgument }
       guard let memory = try? connection.memory(of: domain.rawValue) else { return .badDomain }
-      // SAFETY: `pin` only lets references of the table pass, and the window has a page for each. `connection` holds the
-      // memory while it is pinned.
+      // SAFETY: the window lives as long as the memory, which `pinned` holds.
       guard let window = try? unsafe memory.pagesWindow() else { return .generalError }
       do throws(GrantRefusal) {
         try memory.pin(reference.rawValue, by: connection.domain, writable: writable)
@@ -241,6 +240,7 @@ final class LoopbackGrantMapping: GrantMapping {
         }
       }
       pinned = (memory, reference.rawValue, writable)
+      // SAFETY: `pin` only lets references of the table pass, and the window has a page for each; the offset was checked.
       unsafe address = window + Int(reference.rawValue) << Page.shift + Int(offset)
       return nil
     }
