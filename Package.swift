@@ -62,13 +62,13 @@ let package = Package(
         "Blkif", "Xen", "Platform", "CXen", .product(name: "Logging", package: "swift-log"),
         .product(name: "SystemPackage", package: "swift-system"),
       ],
-      swiftSettings: strict),
+      swiftSettings: strictlySafe),
     .target(
       name: "XenLoopback",
       dependencies: [
         "Xen", "Platform", "CXen", .product(name: "SystemPackage", package: "swift-system"),
       ],
-      swiftSettings: strict),
+      swiftSettings: strictlySafe),
     // The C ABI of libxen on the loopback. It carries the Swift runtime and shows none of it, so that it can be
     // preloaded into any program, one with another Swift runtime included.
     .target(name: "CXenDropIn"),

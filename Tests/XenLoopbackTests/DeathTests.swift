@@ -23,19 +23,19 @@ import Xen
     _ = try back.map(Array(pages.references.prefix(2)), of: DomainID(1), writable: false)
     let memory = try memory(of: 1, machine)
     let first = pages.references[0].rawValue
-    #expect(GrantEntry.writers(memory.grant(first).word.pointee.load(ordering: .acquiring)) == 1)
-    #expect(GrantEntry.readers(memory.grant(first).word.pointee.load(ordering: .acquiring)) == 1)
+    #expect(GrantEntry.writers(memory.grant(first).word.loadAcquiring()) == 1)
+    #expect(GrantEntry.readers(memory.grant(first).word.loadAcquiring()) == 1)
     back.kill()
     eventually("the counts going back") {
       pages.references.allSatisfy {
-        memory.grant($0.rawValue).word.pointee.load(ordering: .acquiring) >> 32 == 0
+        memory.grant($0.rawValue).word.loadAcquiring() >> 32 == 0
       }
     }
     pages.baseAddress.storeBytes(of: 1, as: UInt8.self)
     // Its domain's maptrack frames are free for the next process.
     let own = try self.memory(of: 0, machine)
     eventually("the frames going back") {
-      (0..<DomainLayout.frameCount).allSatisfy { own.frameOwner($0).pointee.load(ordering: .acquiring) == 0 }
+      (0..<DomainLayout.frameCount).allSatisfy { own.frameOwner($0).loadAcquiring() == 0 }
     }
     let again = try Helper.party(machine, 0)
     let mapped = try again.map(pages.references, of: DomainID(1))
@@ -52,9 +52,9 @@ import Xen
     pages = nil
     let memory = try memory(of: 1, machine)
     let word = memory.grant(references[0].rawValue).word
-    #expect(word.pointee.load(ordering: .acquiring) != 0)
+    #expect(word.loadAcquiring() != 0)
     back.kill()
-    eventually("the entry being free") { word.pointee.load(ordering: .acquiring) == 0 }
+    eventually("the entry being free") { word.loadAcquiring() == 0 }
   }
 
   @Test func aDeadSharersPagesLiveOnWhereTheyAreMappedAndStopCounting() throws {
@@ -153,8 +153,8 @@ import Xen
     }
     let memory = try memory(of: 1, machine)
     eventually("no grant being left") {
-      (8..<memory.header.grantHighWater.pointee.load(ordering: .relaxed))
-        .allSatisfy { memory.grant($0).word.pointee.load(ordering: .acquiring) == 0 }
+      (8..<memory.header.grantHighWater.loadRelaxed())
+        .allSatisfy { memory.grant($0).word.loadAcquiring() == 0 }
     }
     // Other tests of this process open and close descriptors too, so only a leak for each death shows.
     #expect(openDescriptors() < descriptors + 200)
@@ -172,7 +172,7 @@ import Xen
     }
     try eventually("the join ending") { try machine.toolstack.status(of: .dom0).joins == 0 }
     let memory = try memory(of: 1, machine)
-    #expect(memory.grant(pages.references[0].rawValue).word.pointee.load(ordering: .acquiring) >> 32 == 0)
+    #expect(memory.grant(pages.references[0].rawValue).word.loadAcquiring() >> 32 == 0)
   }
 
   @Test func destroyingADomainDisconnectsItAndItsPeersKeepTheirMappings() throws {

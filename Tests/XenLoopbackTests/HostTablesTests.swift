@@ -20,7 +20,7 @@ import Testing
   @Test(arguments: [0, 7, 32769, UInt32.max] as [UInt32])
   func regression_aHighWaterMarkOutsideTheTableDoesNotLeadTheHostOutside(mark: UInt32) throws {
     let (machine, domain, join) = try machine()
-    domain.memory.header.grantHighWater.pointee.store(mark, ordering: .relaxed)
+    domain.memory.header.grantHighWater.storeRelaxed(mark)
     machine.end(join)
     #expect(domain.joins.isEmpty)
   }
@@ -28,8 +28,8 @@ import Testing
   @Test(arguments: [4096, 1 << 20, UInt32.max] as [UInt32])
   func regression_aPeersPortOutsideTheTableDoesNotLeadTheHostOutside(port: UInt32) throws {
     let (machine, domain, _) = try machine()
-    domain.memory.port(1).state.pointee.store(
-      PortEntry.state(.interdomain, domain: 0, port: port), ordering: .relaxed)
+    domain.memory.port(1).state.storeRelaxed(
+      PortEntry.state(.interdomain, domain: 0, port: port))
     machine.send(domain, 1)
     #expect(PortEntry.port(PortEntry.state(.interdomain, domain: 0, port: port)) < 4096)
   }

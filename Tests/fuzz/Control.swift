@@ -75,11 +75,8 @@ private final class ControlFuzzer {
       message.c = number(&input)
       let counter =
         what & 0x40 != 0 || message.code == ControlOperation.openHandle.rawValue ? eventfd(0, 0) : -1
-      let sent = message.withBytes {
-        cxen_send_with_fds(
-          process.descriptor, $0.baseAddress, what & 0x80 == 0 ? $0.count : Int(what & 31) + 1, [counter],
-          counter >= 0 ? 1 : 0)
-      }
+      let bytes = message.bytes.prefix(what & 0x80 == 0 ? ControlMessage.byteCount : Int(what & 31) + 1)
+      let sent = sendMessage(Array(bytes), counter >= 0 ? [counter] : [], on: process.descriptor)
       if counter >= 0 { _ = Glibc.close(counter) }
       guard sent > 0 else { return }
       process.connection.ready(.readable)
@@ -122,15 +119,14 @@ private final class ControlFuzzer {
     guard let memory = machine.domains[UInt16(input.below(2))]?.memory else { return }
     let index = UInt32(input.below(24))
     let field = input.below(8) * 4
-    let record: SharedRecord =
+    let word: SharedUInt32 =
       switch input.below(5) {
-      case 0: memory.port(index).record
-      case 1: memory.grant(index).record
-      case 2: memory.maptrack(index).record
-      case 3: memory.handle(Int(index)).record
-      default: memory.header.record
+      case 0: memory.port(index).record.word32(field)
+      case 1: memory.grant(index).record.word32(field)
+      case 2: memory.maptrack(index).record.word32(field)
+      case 3: memory.handle(Int(index)).record.word32(field % 16)
+      default: memory.header.record.word32(field)
       }
-    record.word32(record.base == memory.handle(Int(index)).record.base ? field % 16 : field).pointee.store(
-      input.word(), ordering: .relaxed)
+    word.storeRelaxed(input.word())
   }
 }

@@ -137,7 +137,7 @@ private final class XenStoreFuzzer {
     }
     var rest = client.input[...]
     while rest.count >= XenStoreLimits.headerBytes {
-      let header = rest.withUnsafeBytes { XenStoreHeader($0) }
+      let header = XenStoreHeader(Array(rest.prefix(XenStoreLimits.headerBytes)))
       guard header.byteCount <= XenStoreLimits.payloadBytes else {
         violated("a message has a bounded length")
       }

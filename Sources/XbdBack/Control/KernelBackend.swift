@@ -25,8 +25,9 @@ public struct KernelBackend: Sendable {
       return "the kernel's backend \"\(driver)\" has \(directories.backendPath); to free it: "
         + "echo \(device) > \(root)/bus/xen-backend/drivers/\(driver)/unbind"
     }
-    guard access("\(root)/bus/xen-backend/devices/\(device)", F_OK) != 0,
-      access("\(root)/bus/xen-backend/drivers/\(directories.kind)", F_OK) == 0
+    // SAFETY: strings that the calls read.
+    guard unsafe access("\(root)/bus/xen-backend/devices/\(device)", F_OK) != 0,
+      unsafe access("\(root)/bus/xen-backend/drivers/\(directories.kind)", F_OK) == 0
     else { return nil }
     // It would be bound the moment its nodes appear.
     return

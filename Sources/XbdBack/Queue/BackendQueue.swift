@@ -13,10 +13,10 @@ internal import SystemPackage
 internal import Xen
 
 /// One attached ring.
-final class BackendQueue: @unchecked Sendable {
+@safe final class BackendQueue: @unchecked Sendable {
   private let monitor = Monitor()
-  /// Initialised until `detach`; guarded by `monitor`.
-  private let engine: UnsafeMutablePointer<QueueEngine>
+  // SAFETY: one element, initialised until `detach`; `engine` is the only way there.
+  private let engineMemory: UnsafeMutablePointer<QueueEngine>
   private var isAttached = true
   /// What of the engine's `withdrawn` the control thread was told.
   private var reported = Withdrawal()
@@ -25,6 +25,7 @@ final class BackendQueue: @unchecked Sendable {
   private let grants: any GrantMapping
   private let channels: any EventChannels
   private let port: EventChannelPort
+  // SAFETY: the mapped ring, until `detach`; only handed to the ring's end in the engine, which is gone by then.
   private let ringBase: UnsafeMutableRawPointer
   private let ringPageCount: Int
   private let notifies: Bool
@@ -56,25 +57,28 @@ final class BackendQueue: @unchecked Sendable {
     let grants = try system.openGrantMapping()
     let channels = try system.openEventChannels()
     let frontend = parameters.frontend
-    let base = try grants.map(transport.references, of: frontend, writable: true)
+    // SAFETY: unmapped below if anything fails, and else by `detach`.
+    let base = unsafe try grants.map(transport.references, of: frontend, writable: true)
     do throws(XenError) {
       port = try channels.bindInterdomain(remote: frontend, port: transport.eventChannel)
     } catch {
-      try? grants.unmap(base, count: transport.references.count)
+      try? unsafe grants.unmap(base, count: transport.references.count)
       throw XenError(
         error.code, "cannot bind event channel \(transport.eventChannel) of domain \(frontend): \(error)",
         errno: error.errno)
     }
-    engine = .allocate(capacity: 1)
+    // SAFETY: kept; given back below if anything fails, and else in the deinit.
+    unsafe engineMemory = .allocate(capacity: 1)
     self.grants = grants
     self.channels = channels
     self.changed = changed
-    ringBase = base
+    unsafe ringBase = base
     ringPageCount = transport.references.count
     notifies = parameters.configuration.execution == .ownThread
     pollNanoseconds = parameters.configuration.pollNanoseconds
     do {
-      let ring = try BackRing(pages: base, pageCount: transport.references.count, abi: parameters.abi)
+      // SAFETY: the ring lives in the engine, and the pages stay mapped until that is gone.
+      let ring = unsafe try BackRing(pages: base, pageCount: transport.references.count, abi: parameters.abi)
       let configuration = parameters.configuration
       let pending = try PendingRequests(
         capacity: Int(ring.capacity),
@@ -82,14 +86,16 @@ final class BackendQueue: @unchecked Sendable {
         staging: configuration.dataPath == .grantCopy)
       slow = try SlowLane(storage: storage, slots: pending, workers: workers)
       stop = try StopSignal()
-      engine.initialize(
+      // SAFETY: the new memory.
+      unsafe engineMemory.initialize(
         to: QueueEngine(
           ring: ring, parameters: parameters, storage: storage, grants: grants, sectorCount: sectorCount,
           pending: pending, slow: slow))
     } catch {
       try? channels.unbind(port)
-      try? grants.unmap(base, count: transport.references.count)
-      engine.deallocate()
+      try? unsafe grants.unmap(base, count: transport.references.count)
+      // SAFETY: not initialised.
+      unsafe engineMemory.deallocate()
       throw (error as? RingViolation).map { XenError(.invalid, $0.description) }
         ?? XenError(.limitReached, "no memory or descriptor for a ring: \(error)")
     }
@@ -97,7 +103,21 @@ final class BackendQueue: @unchecked Sendable {
 
   deinit {
     detach()
-    engine.deallocate()
+    // SAFETY: `detach` has taken the engine out.
+    unsafe engineMemory.deallocate()
+  }
+
+  /// The engine; only while attached, and with the monitor held.
+  private var engine: QueueEngine {
+    // SAFETY of both: initialised for as long as `isAttached` says so, and whoever holds the monitor has it to himself.
+    unsafeAddress {
+      precondition(isAttached, "the queue was detached")
+      return unsafe UnsafePointer(engineMemory)
+    }
+    unsafeMutableAddress {
+      precondition(isAttached, "the queue was detached")
+      return unsafe engineMemory
+    }
   }
 
   /// Readable while a worker has finished something for this queue.
@@ -119,7 +139,7 @@ final class BackendQueue: @unchecked Sendable {
 
   /// Changes the size, in 512-byte sectors.
   func setSectorCount(_ count: UInt64) {
-    monitor.withLock { if isAttached { engine.pointee.sectorCount = count } }
+    monitor.withLock { if isAttached { engine.sectorCount = count } }
   }
 
   /// Does everything that can be done now.
@@ -130,15 +150,15 @@ final class BackendQueue: @unchecked Sendable {
     var withdrawn = Withdrawal()
     let didSomething = monitor.withLock { () -> Bool in
       guard isAttached else { return false }
-      let already = engine.pointee.violation != nil
-      let didSomething = engine.pointee.run()
-      if engine.pointee.mustNotify {
-        engine.pointee.mustNotify = false
+      let already = engine.violation != nil
+      let didSomething = engine.run()
+      if engine.mustNotify {
+        engine.mustNotify = false
         if notifies { notify() }
       }
-      if !already { broken = engine.pointee.violation }
-      if engine.pointee.withdrawn != reported {
-        withdrawn = engine.pointee.withdrawn
+      if !already { broken = engine.violation }
+      if engine.withdrawn != reported {
+        withdrawn = engine.withdrawn
         reported = withdrawn
       }
       return didSomething
@@ -175,25 +195,26 @@ final class BackendQueue: @unchecked Sendable {
     }
     monitor.withLock {
       guard isAttached else { return }
-      isAttached = false
       slow.drain()
-      engine.pointee.unmapAll()
+      engine.unmapAll()
       lastStatistics = current()
       lastStatistics.persistentGrants = 0
-      engine.deinitialize(count: 1)
-      try? grants.unmap(ringBase, count: ringPageCount)
+      isAttached = false
+      // SAFETY: attached until now, so there is one; the ring's pages are nobody's after it.
+      unsafe engineMemory.deinitialize(count: 1)
+      try? unsafe grants.unmap(ringBase, count: ringPageCount)
       try? channels.unbind(port)
     }
   }
 
   private func current() -> BackendStatistics {
-    var statistics = engine.pointee.statistics
-    statistics.persistentGrants = UInt64(engine.pointee.persistent.count)
+    var statistics = engine.statistics
+    statistics.persistentGrants = UInt64(engine.persistent.count)
     return statistics
   }
 
   private func notify() {
-    engine.pointee.statistics.notificationsSent &+= 1
+    engine.statistics.notificationsSent &+= 1
     // It fails only when the handle is gone, and then so is the frontend.
     try? channels.notify(port)
   }
@@ -231,7 +252,7 @@ final class BackendQueue: @unchecked Sendable {
       }
       guard arm() else { continue }
       let count = box.loop.wait(milliseconds: idleTimeout)
-      if count == 0 { monitor.withLock { engine.pointee.purge() } }
+      if count == 0 { monitor.withLock { engine.purge() } }
       for index in 0..<count where box.loop.event(index).token == Token.channel {
         if let port = (try? channels.nextPending()) ?? nil { masked = port }
       }
@@ -239,13 +260,13 @@ final class BackendQueue: @unchecked Sendable {
     }
   }
 
-  private func arm() -> Bool { monitor.withLock { engine.pointee.arm() } }
+  private func arm() -> Bool { monitor.withLock { engine.arm() } }
 
   /// Milliseconds after which idle grants are looked at; nil while there are none.
   private var idleTimeout: Int32? {
     monitor.withLock {
-      let seconds = engine.pointee.parameters.configuration.persistentUnusedSeconds
-      guard seconds > 0, engine.pointee.persistent.count > 0 else { return nil }
+      let seconds = engine.parameters.configuration.persistentUnusedSeconds
+      guard seconds > 0, engine.persistent.count > 0 else { return nil }
       return Int32(min(seconds, 10)) * 1000
     }
   }

@@ -30,6 +30,18 @@ struct PendingRequest {
   var fault = SlotFault.none
   /// The data lie in the slot's staging memory (grant copy).
   var isStaged = false
+
+  /// Begins another request.
+  @inline(__always)
+  mutating func begin(id: UInt64, operation: UInt8, fault: SlotFault) {
+    self.id = id
+    responseOperation = operation
+    hasBody = false
+    flushBefore = false
+    flushAfter = false
+    isStaged = false
+    self.fault = fault
+  }
 }
 
 /// What goes wrong with a request that is in work, in one word.
@@ -45,17 +57,62 @@ struct SlotFault: Equatable {
   var delay: UInt32 { self == .late || self == .drop ? 0 : rawValue }
 }
 
-/// A mapping made for one request.
-struct TransientMapping {
-  var address: UnsafeMutableRawPointer
-  var count: Int
+/// The list of one slot, of as many elements as a request can have segments.
+@safe struct SlotList<Element> {
+  // SAFETY: `count` elements of a region of `PendingRequests`, which whoever uses the list holds. Memory of the system,
+  // zeroed; an element is written before it is read. The elements are trivial.
+  private let base: UnsafeMutablePointer<Element>
+  let count: Int
+
+  @inline(__always)
+  fileprivate init(_ region: borrowing MappedRegion, _ slot: UInt32, capacity: Int, count: Int) {
+    precondition(Int(slot) < capacity, "no such slot")
+    // SAFETY: the region has `capacity` lists of `count` elements.
+    unsafe base =
+      region.baseAddress.assumingMemoryBound(to: Element.self) + Int(slot) &* count
+    self.count = count
+  }
+
+  subscript(index: Int) -> Element {
+    // SAFETY of both: checked, in release builds too.
+    @inline(__always) get {
+      checkBound(index)
+      return unsafe base[index]
+    }
+    @inline(__always) nonmutating set {
+      checkBound(index)
+      unsafe base[index] = newValue
+    }
+  }
+
+  @inline(__always)
+  private func checkBound(_ index: Int) {
+    precondition(UInt(bitPattern: index) < UInt(bitPattern: count), "more than a request can have")
+  }
+
+  /// The first elements, as the storage and the mapping want them.
+  ///
+  /// - Parameters:
+  ///   - first: where to begin.
+  ///   - count: how many; they have to be there.
+  /// - Returns: memory that lives as long as the slots do.
+  @inline(__always)
+  func buffer(from first: Int = 0, count: Int) -> UnsafeMutableBufferPointer<Element> {
+    precondition(first >= 0 && count >= 0 && first <= self.count - count, "more than a request can have")
+    // SAFETY: checked.
+    return unsafe UnsafeMutableBufferPointer(start: base + first, count: count)
+  }
 }
 
 /// The slots of a queue and their lists.
-final class PendingRequests: @unchecked Sendable {
+///
+/// A slot and its lists are only used by whoever has the slot: the queue's thread, or the worker that it was given to.
+@safe final class PendingRequests: @unchecked Sendable {
   let capacity: Int
   let maxSegments: Int
-  let slots: UnsafeMutablePointer<PendingRequest>
+  // SAFETY: `capacity` elements, initialised by the initialiser and given back in the deinit; only the subscript goes there.
+  // No `Table`: that would be one variable, and workers use their slots while the queue uses others.
+  private let slots: UnsafeMutablePointer<PendingRequest>
   private let vectorMemory: MappedRegion
   private let segmentMemory: MappedRegion
   private let useMemory: MappedRegion
@@ -66,44 +123,66 @@ final class PendingRequests: @unchecked Sendable {
     self.capacity = capacity
     self.maxSegments = maxSegments
     let places = capacity * maxSegments
-    vectorMemory = try MappedRegion(anonymous: places * MemoryLayout<iovec>.stride)
+    // SAFETY: only a type's size.
+    unsafe vectorMemory = try MappedRegion(anonymous: places * MemoryLayout<iovec>.stride)
     segmentMemory = try MappedRegion(anonymous: places * MemoryLayout<Segment>.stride)
     useMemory = try MappedRegion(anonymous: places * MemoryLayout<UInt32>.stride)
     transientMemory = try MappedRegion(anonymous: places * MemoryLayout<TransientMapping>.stride)
     stagingMemory = staging ? try MappedRegion(anonymous: places * Page.size) : nil
-    slots = .allocate(capacity: capacity)
-    slots.initialize(
+    // SAFETY: new memory, initialised to its end.
+    unsafe slots = .allocate(capacity: capacity)
+    unsafe slots.initialize(
       repeating: PendingRequest(work: StorageRequest(.flush, byteOffset: 0, byteCount: 0)), count: capacity)
   }
 
   deinit {
-    slots.deallocate()
+    // SAFETY: nobody has a slot any more; the elements are trivial.
+    unsafe slots.deallocate()
   }
 
-  // SAFETY: each region holds `capacity * maxSegments` trivial elements; a slot's stretch is only used by whoever
-  // has the slot: the queue's thread, or the worker that it was given to.
+  subscript(slot: UInt32) -> PendingRequest {
+    // SAFETY of both: checked, in release builds too; the caller has the slot, and nobody else uses it meanwhile.
+    @inline(__always) unsafeAddress {
+      checkSlot(slot)
+      return unsafe UnsafePointer(slots + Int(slot))
+    }
+    @inline(__always) unsafeMutableAddress {
+      checkSlot(slot)
+      return unsafe slots + Int(slot)
+    }
+  }
+
   @inline(__always)
-  func vectors(_ slot: Int) -> UnsafeMutablePointer<iovec> {
-    vectorMemory.baseAddress.assumingMemoryBound(to: iovec.self) + slot &* maxSegments
+  private func checkSlot(_ slot: UInt32) {
+    precondition(Int(slot) < capacity, "no such slot")
+  }
+
+  @inline(__always)
+  func vectors(_ slot: UInt32) -> SlotList<iovec> {
+    // SAFETY: a list of addresses that come from `MappedPage` and from the staging memory.
+    unsafe SlotList(vectorMemory, slot, capacity: capacity, count: maxSegments)
   }
   @inline(__always)
-  func segments(_ slot: Int) -> UnsafeMutablePointer<Segment> {
-    segmentMemory.baseAddress.assumingMemoryBound(to: Segment.self) + slot &* maxSegments
+  func segments(_ slot: UInt32) -> SlotList<Segment> {
+    SlotList(segmentMemory, slot, capacity: capacity, count: maxSegments)
+  }
+  /// Entries of `PersistentGrants`.
+  @inline(__always)
+  func uses(_ slot: UInt32) -> SlotList<UInt32> {
+    SlotList(useMemory, slot, capacity: capacity, count: maxSegments)
   }
   @inline(__always)
-  func uses(_ slot: Int) -> UnsafeMutablePointer<UInt32> {
-    useMemory.baseAddress.assumingMemoryBound(to: UInt32.self) + slot &* maxSegments
-  }
-  @inline(__always)
-  func transients(_ slot: Int) -> UnsafeMutablePointer<TransientMapping> {
-    transientMemory.baseAddress.assumingMemoryBound(to: TransientMapping.self) + slot &* maxSegments
+  func transients(_ slot: UInt32) -> SlotList<TransientMapping> {
+    SlotList(transientMemory, slot, capacity: capacity, count: maxSegments)
   }
   /// The slot's staging memory, `maxSegments` pages; nil without grant copy.
-  func staging(_ slot: Int) -> UnsafeMutableRawPointer? {
+  func staging(_ slot: UInt32) -> UnsafeMutableRawPointer? {
+    checkSlot(slot)
     // A borrow of an optional ~Copyable property, not a consumption.
     switch stagingMemory {
-    case .some(let region): region.baseAddress + slot &* maxSegments &* Page.size
-    case .none: nil
+    // SAFETY: a slot below `capacity` has its pages within the region.
+    case .some(let region): return unsafe region.baseAddress + Int(slot) &* maxSegments &* Page.size
+    case .none: return nil
     }
   }
 }

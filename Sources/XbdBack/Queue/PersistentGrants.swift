@@ -9,15 +9,15 @@
 //
 // All memory is there from the start. Linux: add_persistent_gnt, get_persistent_gnt, purge_persistent_gnt.
 
+internal import Platform
 internal import Xen
 
 /// A bounded map from grant references of one domain to mapped pages, owned by a queue's thread.
-///
-/// A class only because Swift 6.3's ThreadSanitizer build crashes on it as a ~Copyable structure.
-final class PersistentGrants {
+struct PersistentGrants: ~Copyable {
   /// One page that is kept mapped.
   struct Entry {
-    var address: UnsafeMutableRawPointer
+    /// Nil in an entry that is not in use.
+    var page: MappedPage?
     var reference: UInt32
     /// Requests in flight that use the page; it is not unmapped before there are none.
     var users: UInt32
@@ -32,12 +32,12 @@ final class PersistentGrants {
   var overflowed = false
   private var clock: UInt64 = 0
   /// A reference in the low half, its entry plus one in the high half; 0 marks an empty slot.
-  private let index: UnsafeMutablePointer<UInt64>
+  private var index: Table<UInt64>
   private let mask: UInt32
   private let shift: UInt32
-  let entries: UnsafeMutablePointer<Entry>
+  private var entries: Table<Entry>
   /// Entries not in use, a stack; `limit - count` of them.
-  private let free: UnsafeMutablePointer<UInt32>
+  private var free: Table<UInt32>
 
   /// - Parameter limit: grants at most, 0 or more.
   init(limit: Int) {
@@ -46,18 +46,15 @@ final class PersistentGrants {
     while 1 << bits < limit * 2 { bits += 1 }
     mask = 1 << bits - 1
     shift = 32 - bits
-    index = .allocate(capacity: 1 << Int(bits))
-    index.initialize(repeating: 0, count: 1 << Int(bits))
-    entries = .allocate(capacity: max(1, limit))
-    free = .allocate(capacity: max(1, limit))
-    for position in 0..<limit { free[position] = UInt32(limit - 1 - position) }
+    index = Table(repeating: 0, count: 1 << Int(bits))
+    entries = Table(
+      repeating: Entry(page: nil, reference: 0, users: 0, lastUse: 0, lastSecond: 0), count: limit)
+    free = Table(count: limit) { UInt32(limit - 1 - $0) }
   }
 
-  deinit {
-    index.deallocate()
-    entries.deallocate()
-    free.deallocate()
-  }
+  /// The page of an entry that is in use.
+  @inline(__always)
+  func page(_ entry: UInt32) -> MappedPage? { entries[Int(entry)].page }
 
   /// Fibonacci hashing: references are often neighbours, and must not be told apart by their low bits alone.
   @inline(__always)
@@ -71,7 +68,7 @@ final class PersistentGrants {
   ///
   /// - Returns: the entry, to be given back with `release`; nil when the reference is not kept.
   @inline(__always)
-  func acquire(_ reference: UInt32, second: UInt32) -> UInt32? {
+  mutating func acquire(_ reference: UInt32, second: UInt32) -> UInt32? {
     var position = home(reference)
     while true {
       let slot = index[Int(position)]
@@ -91,13 +88,13 @@ final class PersistentGrants {
   /// Keeps a page that has just been mapped, with one user.
   ///
   /// Only while `count` is below `limit`, and not twice.
-  func insert(_ reference: UInt32, _ address: UnsafeMutableRawPointer, second: UInt32) -> UInt32 {
+  mutating func insert(_ reference: UInt32, _ page: MappedPage, second: UInt32) -> UInt32 {
     precondition(count < limit, "more grants are kept than the limit")
     count += 1
     clock &+= 1
     let entry = free[limit - count]
-    (entries + Int(entry)).initialize(
-      to: Entry(address: address, reference: reference, users: 1, lastUse: clock, lastSecond: second))
+    entries[Int(entry)] = Entry(
+      page: page, reference: reference, users: 1, lastUse: clock, lastSecond: second)
     var position = home(reference)
     while index[Int(position)] != 0 { position = (position &+ 1) & mask }
     index[Int(position)] = UInt64(entry &+ 1) << 32 | UInt64(reference)
@@ -106,14 +103,14 @@ final class PersistentGrants {
 
   /// Ends one use.
   @inline(__always)
-  func release(_ entry: UInt32) {
+  mutating func release(_ entry: UInt32) {
     entries[Int(entry)].users &-= 1
   }
 
   /// Takes a page out.
   ///
-  /// - Returns: its address, to be unmapped.
-  func remove(_ entry: UInt32) -> UnsafeMutableRawPointer {
+  /// - Returns: the page, to be unmapped.
+  mutating func remove(_ entry: UInt32) -> MappedPage? {
     let reference = entries[Int(entry)].reference
     var position = home(reference)
     while Self.entry(index[Int(position)]) != entry { position = (position &+ 1) & mask }
@@ -132,7 +129,7 @@ final class PersistentGrants {
     index[Int(gap)] = 0
     free[limit - count] = entry
     count -= 1
-    return entries[Int(entry)].address
+    return entries[Int(entry)].page
   }
 
   /// Chooses what to let go of: everything unused for too long, and when the limit was not enough, the least
@@ -141,9 +138,9 @@ final class PersistentGrants {
   /// - Parameters:
   ///   - percent: of the limit, when it was not enough.
   ///   - unusedSeconds: 0 keeps for ever.
-  ///   - body: gets each address; the entry is gone then.
-  func purge(
-    percent: Int, unusedSeconds: UInt32, second: UInt32, _ body: (UnsafeMutableRawPointer) -> Void
+  ///   - body: gets each page; the entry is gone then.
+  mutating func purge(
+    percent: Int, unusedSeconds: UInt32, second: UInt32, _ body: (MappedPage) -> Void
   ) {
     var excess = 0
     if overflowed, count >= limit { excess = max(1, limit * percent / 100) }
@@ -153,32 +150,32 @@ final class PersistentGrants {
       return
     }
     var idle: [(lastUse: UInt64, entry: UInt32)] = []
-    for slot in UnsafeBufferPointer(start: index, count: Int(mask) + 1) where slot != 0 {
-      let entry = entries + Int(Self.entry(slot))
-      if entry.pointee.users == 0 { idle.append((entry.pointee.lastUse, Self.entry(slot))) }
+    for position in 0..<index.count where index[position] != 0 {
+      let entry = Self.entry(index[position])
+      if entries[Int(entry)].users == 0 { idle.append((entries[Int(entry)].lastUse, entry)) }
     }
     idle.sort { $0.lastUse < $1.lastUse }
     for (position, candidate) in idle.enumerated() {
       let age = second &- entries[Int(candidate.entry)].lastSecond
       guard position < excess || (unusedSeconds > 0 && age >= unusedSeconds) else { break }
-      body(remove(candidate.entry))
+      if let page = remove(candidate.entry) { body(page) }
     }
   }
 
   private func anyUnused(for seconds: UInt32, _ second: UInt32) -> Bool {
-    for slot in UnsafeBufferPointer(start: index, count: Int(mask) + 1) where slot != 0 {
-      let entry = entries + Int(Self.entry(slot))
-      if entry.pointee.users == 0, second &- entry.pointee.lastSecond >= seconds { return true }
+    for position in 0..<index.count where index[position] != 0 {
+      let entry = Int(Self.entry(index[position]))
+      if entries[entry].users == 0, second &- entries[entry].lastSecond >= seconds { return true }
     }
     return false
   }
 
   /// Takes everything out, used or not; only when nothing is in flight any more.
-  func removeAll(_ body: (UnsafeMutableRawPointer) -> Void) {
-    for slot in UnsafeMutableBufferPointer(start: index, count: Int(mask) + 1) where slot != 0 {
-      body(entries[Int(Self.entry(slot))].address)
+  mutating func removeAll(_ body: (MappedPage) -> Void) {
+    for position in 0..<index.count where index[position] != 0 {
+      if let page = entries[Int(Self.entry(index[position]))].page { body(page) }
+      index[position] = 0
     }
-    index.update(repeating: 0, count: Int(mask) + 1)
     count = 0
     for position in 0..<limit { free[position] = UInt32(limit - 1 - position) }
   }

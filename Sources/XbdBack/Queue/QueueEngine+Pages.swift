@@ -15,19 +15,18 @@ extension QueueEngine {
   @inline(__always)
   mutating func map(_ slot: UInt32, _ operation: StorageRequest.Operation) -> Bool {
     if parameters.configuration.dataPath == .grantCopy { return stage(slot, operation) }
-    let pointer = pending.slots + Int(slot)
-    let segments = pending.segments(Int(slot))
-    let count = pointer.pointee.segmentCount
+    let segments = pending.segments(slot)
+    let count = pending[slot].segmentCount
     var found = 0
     if parameters.persistent {
-      let uses = pending.uses(Int(slot))
+      let uses = pending.uses(slot)
       while found < count, let entry = persistent.acquire(segments[found].reference.rawValue, second: second)
       {
         uses[found] = entry
-        addresses[found] = persistent.entries[Int(entry)].address
+        addresses[found] = persistent.page(entry)
         found &+= 1
       }
-      pointer.pointee.useCount = found
+      pending[slot].useCount = found
       statistics.persistentHits &+= UInt64(truncatingIfNeeded: found)
     }
     if found < count, !mapMissing(slot, from: found, count, writable: operation == .read) { return false }
@@ -38,30 +37,33 @@ extension QueueEngine {
   /// Lists the pages as vectors, those that touch each other as one.
   @inline(__always)
   private func buildVectors(_ slot: UInt32, _ count: Int) {
-    let pointer = pending.slots + Int(slot)
-    let segments = pending.segments(Int(slot))
-    let vectors = pending.vectors(Int(slot))
+    let segments = pending.segments(slot)
+    // SAFETY: see `PendingRequests.vectors`.
+    let vectors = unsafe pending.vectors(slot)
     var last = -1
     var end: UnsafeMutableRawPointer?
     for index in 0..<count {
       guard let page = addresses[index] else { continue }
-      let start = page + Int(segments[index].firstSector) &* BlkIf.sectorSize
-      let length = segments[index].sectorCount &* BlkIf.sectorSize
-      if start == end {
-        vectors[last].iov_len &+= length
+      let segment = segments[index]
+      let length = segment.sectorCount &* BlkIf.sectorSize
+      // SAFETY: the segment was checked: its sectors are the page's, and the page is kept mapped until the request's end. A
+      // vector goes on only where the next page touches this one.
+      let start = unsafe page.address(of: segment)
+      if unsafe start == end {
+        unsafe vectors[last].iov_len &+= length
       } else {
         last &+= 1
-        vectors[last] = iovec(iov_base: start, iov_len: length)
+        unsafe vectors[last] = iovec(iov_base: start, iov_len: length)
       }
-      end = start + length
+      unsafe end = start + length
     }
-    pointer.pointee.work.vectors = UnsafeMutableBufferPointer(start: vectors, count: last &+ 1)
+    // SAFETY: as many as were written; a slot's list lives as long as the slot.
+    unsafe pending[slot].work.vectors = vectors.buffer(count: last &+ 1)
   }
 
   /// Maps what is not mapped yet, beginning with segment `first`.
   private mutating func mapMissing(_ slot: UInt32, from first: Int, _ count: Int, writable: Bool) -> Bool {
-    let pointer = pending.slots + Int(slot)
-    let segments = pending.segments(Int(slot))
+    let segments = pending.segments(slot)
     var missing = 0
     for index in first..<count {
       addresses[index] = nil
@@ -71,18 +73,18 @@ extension QueueEngine {
         missing += 1
         continue
       }
-      let uses = pending.uses(Int(slot))
+      let uses = pending.uses(slot)
       if let entry = persistent.acquire(reference.rawValue, second: second) {
-        uses[pointer.pointee.useCount] = entry
-        pointer.pointee.useCount += 1
-        addresses[index] = persistent.entries[Int(entry)].address
+        uses[pending[slot].useCount] = entry
+        pending[slot].useCount += 1
+        addresses[index] = persistent.page(entry)
         statistics.persistentHits &+= 1
       } else if persistent.count < persistent.limit {
         // For writing, whatever this request is: the page will be used for others (blkif.h: feature-persistent).
         guard let entry = keep(reference) else { return false }
-        uses[pointer.pointee.useCount] = entry
-        pointer.pointee.useCount += 1
-        addresses[index] = persistent.entries[Int(entry)].address
+        uses[pending[slot].useCount] = entry
+        pending[slot].useCount += 1
+        addresses[index] = persistent.page(entry)
       } else {
         persistent.overflowed = true
         references[missing] = reference
@@ -95,43 +97,49 @@ extension QueueEngine {
 
   /// Maps one page that stays mapped.
   private mutating func keep(_ reference: GrantRef) -> UInt32? {
-    var reference = reference
     let grants = grants
     let domain = parameters.frontend
     statistics.mapCalls &+= 1
-    let address = withUnsafePointer(to: &reference) { single in
-      try? grants.map(UnsafeBufferPointer(start: single, count: 1), of: domain, writable: true)
+    // SAFETY: one reference, read during the call; the page stays mapped until `persistent` gives it back.
+    let page = unsafe withUnsafePointer(to: reference) { single in
+      unsafe (try? grants.map(UnsafeBufferPointer(start: single, count: 1), of: domain, writable: true))
+        .map { unsafe MappedPage($0) }
     }
-    guard let address else { return nil }
+    guard let page else { return nil }
     statistics.persistentMisses &+= 1
-    return persistent.insert(reference.rawValue, address, second: second)
+    return persistent.insert(reference.rawValue, page, second: second)
   }
 
   /// Maps the references in the scratch list for this request and gives the pages to the segments without one.
   private mutating func mapTransient(
     _ slot: UInt32, from first: Int, _ count: Int, missing: Int, writable: Bool
   ) -> Bool {
-    let pointer = pending.slots + Int(slot)
-    let transients = pending.transients(Int(slot))
+    let transients = pending.transients(slot)
     let step = parameters.configuration.batchMapping ? missing : 1
     var index = first
     var done = 0
     while done < missing {
-      let batch = UnsafeBufferPointer(start: references + done, count: step)
       statistics.mapCalls &+= 1
-      guard let base = try? grants.map(batch, of: parameters.frontend, writable: writable) else {
-        return false
-      }
-      transients[pointer.pointee.transientCount] = TransientMapping(address: base, count: step)
-      pointer.pointee.transientCount += 1
+      guard let mapping = mapReferences(done..<done + step, writable: writable) else { return false }
+      transients[pending[slot].transientCount] = mapping
+      pending[slot].transientCount += 1
       statistics.transientMaps &+= UInt64(step)
       for page in 0..<step {
         while addresses[index] != nil { index += 1 }
-        addresses[index] = base + page * Page.size
+        addresses[index] = mapping.page(page)
       }
       done += step
     }
     return true
+  }
+
+  /// Maps references of the scratch list with one call.
+  private func mapReferences(_ range: Range<Int>, writable: Bool) -> TransientMapping? {
+    // SAFETY: the list is read during the call; the pages stay mapped until the mapping is let go of.
+    unsafe references.withUnsafeElements(range) { list in
+      unsafe (try? grants.map(list, of: parameters.frontend, writable: writable))
+        .map { unsafe TransientMapping($0, count: range.count) }
+    }
   }
 
   // MARK: Indirect pages
@@ -139,39 +147,45 @@ extension QueueEngine {
   /// Copies the segments out of an indirect request's pages, once, into the slot.
   mutating func loadIndirect(_ request: WireRequest, _ slot: UInt32, _ count: Int) -> Bool {
     let pages = BlkIf.indirectPages(forSegments: count)
-    let segments = pending.segments(Int(slot))
+    let segments = pending.segments(slot)
     for page in 0..<pages {
       let begin = page * BlkIf.segmentsPerIndirectPage
-      let bytes = min(count - begin, BlkIf.segmentsPerIndirectPage) * Segment.wireSize
-      guard readGranted(request.indirectPage(page), into: segments + begin, byteCount: bytes) else {
-        return false
+      let many = min(count - begin, BlkIf.segmentsPerIndirectPage)
+      // SAFETY: a stretch of the slot's list, with room for so many in their wire form, which has the same size.
+      let room = unsafe segments.buffer(from: begin, count: many)
+      guard
+        let start = UnsafeMutableRawPointer(room.baseAddress),
+        unsafe readGranted(request.indirectPage(page), into: start, byteCount: many * Segment.wireSize)
+      else { return false }
+      // The wire form now lies where the segments belong.
+      for index in 0..<many {
+        segments[begin + index] = unsafe Segment(loading: start + index * Segment.wireSize)
       }
     }
-    // The wire form now lies where the segments belong, and both have the same size.
-    let wire = UnsafeRawPointer(segments)
-    for index in 0..<count { segments[index] = Segment(loading: wire + index * Segment.wireSize) }
     return true
   }
 
   private mutating func readGranted(
     _ reference: GrantRef, into destination: UnsafeMutableRawPointer, byteCount: Int
   ) -> Bool {
+    // SAFETY of the copies here: the caller's destination has room for `byteCount` bytes, a page at most.
     if parameters.configuration.dataPath == .grantCopy {
-      copies[0] = GrantCopySegment(
+      copies[0] = unsafe GrantCopySegment(
         source: .granted(reference, parameters.frontend, offset: 0), destination: .local(destination),
         byteCount: UInt16(byteCount))
       return copy(1)
     }
     if parameters.persistent {
       if let entry = persistent.acquire(reference.rawValue, second: second) {
-        destination.copyMemory(from: persistent.entries[Int(entry)].address, byteCount: byteCount)
+        unsafe persistent.page(entry)?.copy(to: destination, byteCount: byteCount)
         persistent.release(entry)
         statistics.persistentHits &+= 1
         return true
       }
       if persistent.count < persistent.limit {
         guard let entry = keep(reference) else { return false }
-        destination.copyMemory(from: persistent.entries[Int(entry)].address, byteCount: byteCount)
+        // SAFETY: as above.
+        unsafe persistent.page(entry)?.copy(to: destination, byteCount: byteCount)
         persistent.release(entry)
         return true
       }
@@ -180,10 +194,10 @@ extension QueueEngine {
     references[0] = reference
     statistics.mapCalls &+= 2
     statistics.transientMaps &+= 1
-    let list = UnsafeBufferPointer(start: references, count: 1)
-    guard let page = try? grants.map(list, of: parameters.frontend, writable: false) else { return false }
-    destination.copyMemory(from: page, byteCount: byteCount)
-    try? grants.unmap(page, count: 1)
+    guard let mapping = mapReferences(0..<1, writable: false) else { return false }
+    // SAFETY: as above.
+    unsafe mapping.page(0).copy(to: destination, byteCount: byteCount)
+    mapping.unmap(grants)
     return true
   }
 
@@ -191,49 +205,60 @@ extension QueueEngine {
 
   /// Takes a write's data into the slot's own memory, or makes room there for a read's.
   private mutating func stage(_ slot: UInt32, _ operation: StorageRequest.Operation) -> Bool {
-    guard let staging = pending.staging(Int(slot)) else { return false }
-    let pointer = pending.slots + Int(slot)
-    let vectors = pending.vectors(Int(slot))
-    vectors[0] = iovec(iov_base: staging, iov_len: Int(pointer.pointee.work.byteCount))
-    pointer.pointee.work.vectors = UnsafeMutableBufferPointer(start: vectors, count: 1)
+    // SAFETY: the slot's own memory, with a page for each segment, and the vector says how much of it is used; the checks
+    // of the segments have bounded that.
+    guard let staging = unsafe pending.staging(slot) else { return false }
+    // SAFETY: see `PendingRequests.vectors`.
+    let vectors = unsafe pending.vectors(slot)
+    // SAFETY: as above.
+    unsafe vectors[0] = iovec(iov_base: staging, iov_len: Int(pending[slot].work.byteCount))
+    unsafe pending[slot].work.vectors = vectors.buffer(count: 1)
     if operation == .read {
-      pointer.pointee.isStaged = true
+      pending[slot].isStaged = true
       return true
     }
-    return copySegments(slot, staging, toGranted: false)
+    return unsafe copySegments(slot, staging, toGranted: false)
   }
 
   /// Copies a read's data to the frontend.
   mutating func unstage(_ slot: UInt32) {
-    let pointer = pending.slots + Int(slot)
-    guard pointer.pointee.outcome == .done, let staging = pending.staging(Int(slot)) else { return }
-    if !copySegments(slot, staging, toGranted: true) { pointer.pointee.outcome = .failed(EFAULT) }
+    // SAFETY: see `stage`.
+    guard pending[slot].outcome == .done, let staging = unsafe pending.staging(slot) else { return }
+    if unsafe !copySegments(slot, staging, toGranted: true) { pending[slot].outcome = .failed(EFAULT) }
   }
 
   private mutating func copySegments(
     _ slot: UInt32, _ staging: UnsafeMutableRawPointer, toGranted: Bool
   ) -> Bool {
-    let segments = pending.segments(Int(slot))
-    let count = pending.slots[Int(slot)].segmentCount
-    var local = staging
+    let segments = pending.segments(slot)
+    let count = pending[slot].segmentCount
+    // SAFETY: see `stage`; each segment takes a page of it at most.
+    var local = unsafe staging
     for index in 0..<count {
       let segment = segments[index]
       let bytes = segment.sectorCount * BlkIf.sectorSize
       let granted = GrantCopySegment.Place.granted(
         segment.reference, parameters.frontend, offset: UInt16(Int(segment.firstSector) * BlkIf.sectorSize))
-      copies[index] = GrantCopySegment(
+      copies[index] = unsafe GrantCopySegment(
         source: toGranted ? .local(local) : granted, destination: toGranted ? granted : .local(local),
         byteCount: UInt16(bytes))
-      local += bytes
+      unsafe local += bytes
     }
     return copy(count)
   }
 
   private mutating func copy(_ count: Int) -> Bool {
     statistics.grantCopies &+= UInt64(count)
-    let list = UnsafeMutableBufferPointer(rebasing: copies[0..<count])
-    do throws(XenError) { try grants.copy(list) } catch { return false }
-    for segment in list where segment.status != .okay { return false }
+    let grants = grants
+    // SAFETY: the list is used during the call; what its local ends are was said where they were written.
+    do throws(XenError) {
+      try unsafe copies.withUnsafeMutableElements(0..<count) { list throws(XenError) in
+        try unsafe grants.copy(list)
+      }
+    } catch {
+      return false
+    }
+    for index in 0..<count where copies[index].status != .okay { return false }
     return true
   }
 }

@@ -53,7 +53,7 @@ extension QueueEngine {
     }
     guard count <= BlkIf.maxDirectSegments else { return refuse(request) }
     let slot = prepare(request)
-    pending.slots[Int(slot)].flushBefore = true
+    pending[slot].flushBefore = true
     if count == 0 { return dispatch(slot) }
     // Linux treats segments of a flush as a write behind it.
     loadDirect(request, slot, count)
@@ -67,13 +67,13 @@ extension QueueEngine {
     }
     guard count <= BlkIf.maxDirectSegments else { return refuse(request) }
     let slot = prepare(request)
-    pending.slots[Int(slot)].flushBefore = true
+    pending[slot].flushBefore = true
     if count > 0 {
       loadDirect(request, slot, count)
       guard check(slot, .write, sector: request.sector, segmentCount: count), map(slot, .write) else {
         return fail(slot, .write)
       }
-      pending.slots[Int(slot)].flushAfter = true
+      pending[slot].flushAfter = true
     }
     hold(slot)
   }
@@ -89,8 +89,8 @@ extension QueueEngine {
     guard count > 0 else { return answer(id: request.id, operation: request.operation, .okay) }
     let secure = parameters.secureDiscard && request.discardFlag & 1 != 0
     let slot = prepare(request)
-    pending.slots[Int(slot)].hasBody = true
-    pending.slots[Int(slot)].work = StorageRequest(
+    pending[slot].hasBody = true
+    pending[slot].work = StorageRequest(
       secure ? .secureDiscard : .discard, byteOffset: sector &* UInt64(BlkIf.sectorSize),
       byteCount: count &* UInt64(BlkIf.sectorSize))
     dispatch(slot)
@@ -119,7 +119,7 @@ extension QueueEngine {
     }
     let sector = request.sector
     let slot = prepare(request)
-    pending.slots[Int(slot)].responseOperation = responseOperation(of: request)
+    pending[slot].responseOperation = responseOperation(of: request)
     guard loadIndirect(request, slot, count) else { return fail(slot, operation) }
     transfer(slot, operation, sector: sector, segmentCount: count)
   }
@@ -191,7 +191,7 @@ extension QueueEngine {
   private mutating func fail(_ slot: UInt32, _ operation: StorageRequest.Operation) {
     let configuration = parameters.configuration
     if configuration.refusalMicroseconds > 0 { usleep(configuration.refusalMicroseconds) }
-    pending.slots[Int(slot)].hasBody = false
+    pending[slot].hasBody = false
     let isRefusedWrite = operation == .write && parameters.readOnly
     switch isRefusedWrite ? configuration.readOnlyWrite : configuration.malformedRequest {
     case .error: end(slot, .failed(EINVAL))
@@ -213,20 +213,13 @@ extension QueueEngine {
   @inline(__always)
   private mutating func prepare(_ request: WireRequest) -> UInt32 {
     let slot = takeSlot()
-    let pointer = pending.slots + Int(slot)
-    pointer.pointee.id = request.id
-    pointer.pointee.responseOperation = request.operation
-    pointer.pointee.hasBody = false
-    pointer.pointee.flushBefore = false
-    pointer.pointee.flushAfter = false
-    pointer.pointee.isStaged = false
-    pointer.pointee.fault = nextFault
+    pending[slot].begin(id: request.id, operation: request.operation, fault: nextFault)
     return slot
   }
 
   @inline(__always)
   private func loadDirect(_ request: WireRequest, _ slot: UInt32, _ count: Int) {
-    let segments = pending.segments(Int(slot))
+    let segments = pending.segments(slot)
     for index in 0..<count { segments[index] = request.segment(index) }
   }
 
@@ -247,7 +240,7 @@ extension QueueEngine {
   ) -> Bool {
     if operation == .write, parameters.readOnly { return false }
     guard let sector = firstSector(sector) else { return false }
-    let segments = pending.segments(Int(slot))
+    let segments = pending.segments(slot)
     var total: UInt64 = 0
     for index in 0..<segmentCount {
       let segment = segments[index]
@@ -256,12 +249,11 @@ extension QueueEngine {
     }
     let (end, overflow) = sector.addingReportingOverflow(total)
     guard !overflow, end <= sectorCount, (sector | total) & sectorMask == 0 else { return false }
-    let pointer = pending.slots + Int(slot)
-    pointer.pointee.segmentCount = segmentCount
-    pointer.pointee.hasBody = true
-    pointer.pointee.work.operation = operation
-    pointer.pointee.work.byteOffset = sector &* UInt64(BlkIf.sectorSize)
-    pointer.pointee.work.byteCount = total &* UInt64(BlkIf.sectorSize)
+    pending[slot].segmentCount = segmentCount
+    pending[slot].hasBody = true
+    pending[slot].work.operation = operation
+    pending[slot].work.byteOffset = sector &* UInt64(BlkIf.sectorSize)
+    pending[slot].work.byteCount = total &* UInt64(BlkIf.sectorSize)
     return true
   }
 }

@@ -17,7 +17,7 @@ internal import SystemPackage
 internal import Xen
 
 /// One ring's requests, from taking to answering.
-struct QueueEngine: ~Copyable {
+@safe struct QueueEngine: ~Copyable {
   var ring: BackRing
   let parameters: QueueParameters
   let storage: any Storage
@@ -39,16 +39,21 @@ struct QueueEngine: ~Copyable {
   /// Set when responses became visible since it was last cleared, and the frontend wants to hear of it.
   var mustNotify = false
 
-  let persistent: PersistentGrants
+  var persistent: PersistentGrants
   let sectorMask: UInt64
   /// Slots that no request has.
-  private let free: UnsafeMutablePointer<UInt32>
+  private var free: Table<UInt32>
   private var freeCount: Int
+  // SAFETY: 128 bytes, allocated by the initialiser, given back in the deinit; written by `takeRequest` only, and read
+  // through the `WireRequest` that it makes, until the next.
   private let requestCopy: UnsafeMutableRawPointer
-  let addresses: UnsafeMutablePointer<UnsafeMutableRawPointer?>
-  let references: UnsafeMutablePointer<GrantRef>
-  let copies: UnsafeMutableBufferPointer<GrantCopySegment>
-  private let completed: UnsafeMutablePointer<UInt32>
+  /// Where the segments of the request that is being taken lie; scratch.
+  var addresses: Table<MappedPage?>
+  /// What is to be mapped for it; scratch.
+  var references: Table<GrantRef>
+  /// What is to be copied for it; scratch, and of no elements without grant copy.
+  var copies: Table<GrantCopySegment>
+  private var completed: Table<UInt32>
   /// Slots that are with a worker.
   private var away = 0
   /// A barrier that waits for them, or is itself with a worker: nothing is taken meanwhile.
@@ -80,29 +85,24 @@ struct QueueEngine: ~Copyable {
     self.sectorCount = sectorCount
     sectorMask = UInt64(configuration.sectorSize / BlkIf.sectorSize - 1)
     persistent = PersistentGrants(limit: parameters.persistent ? configuration.maxPersistentGrants : 0)
-    free = .allocate(capacity: capacity)
-    for slot in 0..<capacity { free[slot] = UInt32(capacity - 1 - slot) }
+    free = Table(count: capacity) { UInt32(capacity - 1 - $0) }
     freeCount = capacity
-    requestCopy = .allocate(byteCount: 128, alignment: 16)
-    requestCopy.initializeMemory(as: UInt8.self, repeating: 0, count: 128)
-    addresses = .allocate(capacity: maxSegments)
-    addresses.initialize(repeating: nil, count: maxSegments)
-    references = .allocate(capacity: maxSegments)
-    references.initialize(repeating: GrantRef(0), count: maxSegments)
-    copies = .allocate(capacity: copying ? maxSegments : 0)
-    copies.initialize(
-      repeating: GrantCopySegment(source: .local(requestCopy), destination: .local(requestCopy), byteCount: 0)
-    )
-    completed = .allocate(capacity: capacity)
+    // SAFETY: new memory, filled to its end.
+    unsafe requestCopy = .allocate(byteCount: 128, alignment: 16)
+    unsafe requestCopy.initializeMemory(as: UInt8.self, repeating: 0, count: 128)
+    addresses = Table(repeating: nil, count: maxSegments)
+    references = Table(repeating: GrantRef(0), count: maxSegments)
+    let domain = parameters.frontend
+    let nothing = GrantCopySegment.Place.granted(GrantRef(0), domain, offset: 0)
+    copies = Table(
+      repeating: GrantCopySegment(source: nothing, destination: nothing, byteCount: 0),
+      count: copying ? maxSegments : 0)
+    completed = Table(repeating: 0, count: capacity)
   }
 
   deinit {
-    free.deallocate()
-    requestCopy.deallocate()
-    addresses.deallocate()
-    references.deallocate()
-    copies.deallocate()
-    completed.deallocate()
+    // SAFETY: of the initialiser; no request is being taken.
+    unsafe requestCopy.deallocate()
   }
 
   /// Requests taken and not answered.
@@ -133,7 +133,8 @@ struct QueueEngine: ~Copyable {
       didSomething = true
       var left = available
       while left > 0, barrier == nil, !isStopped {
-        handle(ring.takeRequest(into: requestCopy))
+        // SAFETY: it has more than the 112 bytes asked for, and nobody else looks at them.
+        handle(unsafe ring.takeRequest(into: requestCopy))
         left &-= 1
         if interval != 0, unpublished >= interval { publish() }
       }
@@ -178,7 +179,7 @@ struct QueueEngine: ~Copyable {
   mutating func unmapAll() {
     for slot in 0..<pending.capacity { release(UInt32(slot)) }
     let grants = grants
-    persistent.removeAll { try? grants.unmap($0, count: 1) }
+    persistent.removeAll { $0.unmap(grants) }
   }
 
   private mutating func publish() {
@@ -193,7 +194,8 @@ struct QueueEngine: ~Copyable {
   private mutating func readClock() {
     var now = timespec()
     // The coarse clock is a read of shared memory, a few nanoseconds; it is good for seconds and purges.
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
+    // SAFETY: the call fills the local variable.
+    unsafe clock_gettime(CLOCK_MONOTONIC_COARSE, &now)
     second = UInt32(truncatingIfNeeded: now.tv_sec)
     let milliseconds = UInt64(truncatingIfNeeded: now.tv_sec &* 1000 &+ now.tv_nsec / 1_000_000)
     guard milliseconds >= nextPurge else { return }
@@ -207,8 +209,8 @@ struct QueueEngine: ~Copyable {
   private mutating func unmapPurged(percent: Int, unusedSeconds: UInt32) {
     let grants = grants
     var evicted: UInt64 = 0
-    persistent.purge(percent: percent, unusedSeconds: unusedSeconds, second: second) { address in
-      try? grants.unmap(address, count: 1)
+    persistent.purge(percent: percent, unusedSeconds: unusedSeconds, second: second) { page in
+      page.unmap(grants)
       evicted &+= 1
     }
     statistics.persistentEvictions &+= evicted
@@ -230,38 +232,37 @@ struct QueueEngine: ~Copyable {
   /// Sends a slot's work to the storage, and to a worker when it would wait.
   @inline(__always)
   mutating func dispatch(_ slot: UInt32) {
-    let request = pending.slots + Int(slot)
-    let outcome = attempt(request)
+    let outcome = attempt(slot)
     if outcome == .wouldBlock {
       away &+= 1
       statistics.slowRequests &+= 1
       slow.submit(slot)
     } else {
-      request.pointee.outcome = outcome
+      pending[slot].outcome = outcome
       finish(slot)
     }
   }
 
   @inline(__always)
-  private mutating func attempt(_ request: UnsafeMutablePointer<PendingRequest>) -> StorageOutcome {
-    if request.pointee.flushBefore || request.pointee.flushAfter { return attemptWithFlush(request) }
-    if request.pointee.fault.delay > 0 { return .wouldBlock }
-    return storage.attempt(&request.pointee.work)
+  private mutating func attempt(_ slot: UInt32) -> StorageOutcome {
+    if pending[slot].flushBefore || pending[slot].flushAfter { return attemptWithFlush(slot) }
+    if pending[slot].fault.delay > 0 { return .wouldBlock }
+    return storage.attempt(&pending[slot].work)
   }
 
-  private mutating func attemptWithFlush(_ request: UnsafeMutablePointer<PendingRequest>) -> StorageOutcome {
-    if request.pointee.fault.delay > 0 { return .wouldBlock }
+  private mutating func attemptWithFlush(_ slot: UInt32) -> StorageOutcome {
+    if pending[slot].fault.delay > 0 { return .wouldBlock }
     var flush = StorageRequest(.flush, byteOffset: 0, byteCount: 0)
-    let first = request.pointee.flushBefore ? storage.attempt(&flush) : .done
-    guard first == .done, request.pointee.hasBody else { return first }
-    let body = storage.attempt(&request.pointee.work)
-    guard body == .done, request.pointee.flushAfter else { return body }
+    let first = pending[slot].flushBefore ? storage.attempt(&flush) : .done
+    guard first == .done, pending[slot].hasBody else { return first }
+    let body = storage.attempt(&pending[slot].work)
+    guard body == .done, pending[slot].flushAfter else { return body }
     let last = storage.attempt(&flush)
     if last == .wouldBlock {
       // Only the second flush is left for the worker.
-      count(request)
-      request.pointee.flushBefore = false
-      request.pointee.hasBody = false
+      count(slot)
+      pending[slot].flushBefore = false
+      pending[slot].hasBody = false
     }
     return last
   }
@@ -281,7 +282,7 @@ struct QueueEngine: ~Copyable {
   }
 
   private mutating func collect() -> Bool {
-    let count = slow.takeCompleted(into: completed)
+    let count = slow.takeCompleted(into: &completed)
     for position in 0..<count {
       away &-= 1
       finish(completed[position])
@@ -292,22 +293,21 @@ struct QueueEngine: ~Copyable {
   /// Answers a request whose work has ended.
   @inline(__always)
   private mutating func finish(_ slot: UInt32) {
-    let request = pending.slots + Int(slot)
-    if request.pointee.isStaged { unstage(slot) }
-    if request.pointee.outcome == .done { count(request) }
+    if pending[slot].isStaged { unstage(slot) }
+    if pending[slot].outcome == .done { count(slot) }
     let status: ResponseStatus =
-      switch request.pointee.outcome {
+      switch pending[slot].outcome {
       case .done: .okay
       case .notSupported: .notSupported
       case .failed, .wouldBlock: .error
       }
     release(slot)
     if barrier == slot { barrier = nil }
-    let id = request.pointee.id
-    let operation = request.pointee.responseOperation
+    let id = pending[slot].id
+    let operation = pending[slot].responseOperation
     free[freeCount] = slot
     freeCount &+= 1
-    if request.pointee.fault != .none { return answerWrongly(request.pointee.fault, id, operation, status) }
+    if pending[slot].fault != .none { return answerWrongly(pending[slot].fault, id, operation, status) }
     answer(id: id, operation: operation, status)
   }
 
@@ -334,10 +334,10 @@ struct QueueEngine: ~Copyable {
   }
 
   @inline(__always)
-  private mutating func count(_ request: UnsafeMutablePointer<PendingRequest>) {
-    guard request.pointee.hasBody else { return }
-    let sectors = request.pointee.work.byteCount / UInt64(BlkIf.sectorSize)
-    switch request.pointee.work.operation {
+  private mutating func count(_ slot: UInt32) {
+    guard pending[slot].hasBody else { return }
+    let sectors = pending[slot].work.byteCount / UInt64(BlkIf.sectorSize)
+    switch pending[slot].work.operation {
     case .read: statistics.sectorsRead &+= sectors
     case .write: statistics.sectorsWritten &+= sectors
     case .discard, .secureDiscard: statistics.sectorsDiscarded &+= sectors
@@ -348,21 +348,19 @@ struct QueueEngine: ~Copyable {
   /// Lets go of what a request had mapped for itself, and of its hold on what is kept.
   @inline(__always)
   mutating func release(_ slot: UInt32) {
-    let request = pending.slots + Int(slot)
-    let uses = pending.uses(Int(slot))
-    for position in 0..<request.pointee.useCount { persistent.release(uses[position]) }
-    request.pointee.useCount = 0
-    if request.pointee.transientCount > 0 { unmapTransients(slot) }
+    let uses = pending.uses(slot)
+    for position in 0..<pending[slot].useCount { persistent.release(uses[position]) }
+    pending[slot].useCount = 0
+    if pending[slot].transientCount > 0 { unmapTransients(slot) }
   }
 
   private mutating func unmapTransients(_ slot: UInt32) {
-    let request = pending.slots + Int(slot)
-    let transients = pending.transients(Int(slot))
-    for position in 0..<request.pointee.transientCount {
-      try? grants.unmap(transients[position].address, count: transients[position].count)
+    let transients = pending.transients(slot)
+    for position in 0..<pending[slot].transientCount {
+      transients[position].unmap(grants)
       statistics.mapCalls &+= 1
     }
-    request.pointee.transientCount = 0
+    pending[slot].transientCount = 0
   }
 
   /// Lets go of a request that is never answered.
@@ -374,7 +372,7 @@ struct QueueEngine: ~Copyable {
 
   /// Answers a request that a check ended.
   mutating func end(_ slot: UInt32, _ outcome: StorageOutcome) {
-    pending.slots[Int(slot)].outcome = outcome
+    pending[slot].outcome = outcome
     finish(slot)
   }
 }

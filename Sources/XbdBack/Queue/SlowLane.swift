@@ -19,7 +19,7 @@ final class SlowLane: @unchecked Sendable {
   private let completedCount = Atomic<Int>(0)
   private let isEnding = Atomic<Bool>(false)
   // Guarded by `monitor`.
-  private let completed: UnsafeMutablePointer<UInt32>
+  private var completed: Table<UInt32>
   private var completedEnd = 0
   private var away = 0
 
@@ -28,11 +28,7 @@ final class SlowLane: @unchecked Sendable {
     self.slots = slots
     self.workers = workers
     wakeUp = try EventCounter()
-    completed = .allocate(capacity: slots.capacity)
-  }
-
-  deinit {
-    completed.deallocate()
+    completed = Table(repeating: 0, count: slots.capacity)
   }
 
   /// Gives a slot away.
@@ -47,13 +43,13 @@ final class SlowLane: @unchecked Sendable {
 
   /// Takes the slots that have come back.
   ///
-  /// - Parameter buffer: room for all slots of the queue.
-  /// - Returns: how many were put there.
-  func takeCompleted(into buffer: UnsafeMutablePointer<UInt32>) -> Int {
+  /// - Parameter taken: gets them; has room for all slots of the queue.
+  /// - Returns: how many there are.
+  func takeCompleted(into taken: inout Table<UInt32>) -> Int {
     wakeUp.drain()
     return monitor.withLock {
       let count = completedEnd
-      buffer.update(from: completed, count: count)
+      for position in 0..<count { taken[position] = completed[position] }
       completedEnd = 0
       completedCount.store(0, ordering: .relaxed)
       return count
@@ -62,8 +58,8 @@ final class SlowLane: @unchecked Sendable {
 
   /// Does a slot's work; called by a worker.
   func perform(_ slot: UInt32) {
-    let pointer = slots.slots + Int(slot)
-    pointer.pointee.outcome = work(pointer)
+    let outcome = work(slot)
+    slots[slot].outcome = outcome
     monitor.withLock {
       completed[completedEnd] = slot
       completedEnd += 1
@@ -85,22 +81,22 @@ final class SlowLane: @unchecked Sendable {
     }
   }
 
-  private func work(_ slot: UnsafeMutablePointer<PendingRequest>) -> StorageOutcome {
-    var left = slot.pointee.fault.delay
+  private func work(_ slot: UInt32) -> StorageOutcome {
+    var left = slots[slot].fault.delay
     while left > 0, !isEnding.load(ordering: .relaxed) {
       let step = min(left, 20)
       usleep(step * 1000)
       left -= step
     }
-    if slot.pointee.flushBefore {
+    if slots[slot].flushBefore {
       let outcome = flush()
       if outcome != .done { return outcome }
     }
-    if slot.pointee.hasBody {
-      let outcome = storage.perform(&slot.pointee.work)
+    if slots[slot].hasBody {
+      let outcome = storage.perform(&slots[slot].work)
       if outcome != .done { return outcome }
     }
-    return slot.pointee.flushAfter ? flush() : .done
+    return slots[slot].flushAfter ? flush() : .done
   }
 
   private func flush() -> StorageOutcome {

@@ -48,19 +48,22 @@ public final class FileStorage: Storage {
     try Self.lock(file.raw, path, exclusive: !options.readOnly)
     if descriptor.created, let wanted = options.createByteCount, ftruncate(file.raw, off_t(wanted)) != 0 {
       let reason = Errno.current
-      unlink(path)
+      // SAFETY: a string that the call reads.
+      unsafe unlink(path)
       throw StorageError(.system, "cannot give the new image \(path) its \(wanted) bytes: \(reason)")
     }
 
     var status = stat()
-    guard fstat(file.raw, &status) == 0 else {
+    // SAFETY: the call fills the local variable.
+    guard unsafe fstat(file.raw, &status) == 0 else {
       throw StorageError(.system, "cannot look at \(path): \(Errno.current)")
     }
     var alignment = 512
     if cxen_is_block_device(status.st_mode) != 0 {
       isBlockDevice = true
       var bytes: Int32 = 0
-      if cxen_block_device_sector_size(file.raw, &bytes) == 0, bytes > 512 { alignment = Int(bytes) }
+      // SAFETY: the call fills the local variable.
+      if unsafe cxen_block_device_sector_size(file.raw, &bytes) == 0, bytes > 512 { alignment = Int(bytes) }
     } else if cxen_is_regular_file(status.st_mode) != 0 {
       isBlockDevice = false
     } else {
@@ -82,9 +85,10 @@ public final class FileStorage: Storage {
   public func attempt(_ request: inout StorageRequest) -> StorageOutcome {
     switch request.operation {
     case .read:
-      guard request.vectors.count <= Self.vectorsPerCall else { return .wouldBlock }
+      // SAFETY: the request's own vectors, counted.
+      guard unsafe request.vectors.count <= Self.vectorsPerCall else { return .wouldBlock }
       guard canTryReading.load(ordering: .relaxed) else { return transfer(&request) }
-      let count = cxen_preadv2(
+      let count = unsafe cxen_preadv2(
         file.raw, request.vectors.baseAddress, Int32(request.vectors.count), off_t(request.byteOffset),
         cxen_RWF_NOWAIT)
       if count == Int(request.byteCount) { return .done }
@@ -151,14 +155,16 @@ public final class FileStorage: Storage {
 
   private func transfer(_ request: inout StorageRequest) -> StorageOutcome {
     let writing = request.operation == .write
-    guard var vector = request.vectors.baseAddress else { return .done }
-    var vectorsLeft = request.vectors.count
+    // SAFETY: the request's own vectors, of which `vectorsLeft` are left from `vector` on; their bytes are its caller's to
+    // read or write. A vector is shortened by what was done of it.
+    guard var vector = unsafe request.vectors.baseAddress else { return .done }
+    var vectorsLeft = unsafe request.vectors.count
     var offset = off_t(request.byteOffset)
     var left = Int(request.byteCount)
     while left > 0, vectorsLeft > 0 {
       let batch = Int32(min(vectorsLeft, Self.vectorsPerCall))
       let count =
-        writing ? pwritev(file.raw, vector, batch, offset) : preadv(file.raw, vector, batch, offset)
+        unsafe writing ? pwritev(file.raw, vector, batch, offset) : preadv(file.raw, vector, batch, offset)
       if count < 0 {
         if errno == EINTR { continue }
         return .failed(errno)
@@ -168,14 +174,15 @@ public final class FileStorage: Storage {
       left -= count
       offset += off_t(count)
       var done = count
-      while vectorsLeft > 0, done >= vector.pointee.iov_len {
-        done -= vector.pointee.iov_len
-        vector += 1
+      // SAFETY: as above.
+      while vectorsLeft > 0, unsafe done >= vector.pointee.iov_len {
+        unsafe done -= vector.pointee.iov_len
+        unsafe vector += 1
         vectorsLeft -= 1
       }
       if done > 0 {
-        vector.pointee.iov_base = vector.pointee.iov_base.map { $0 + done }
-        vector.pointee.iov_len -= done
+        unsafe vector.pointee.iov_base = vector.pointee.iov_base.map { unsafe $0 + done }
+        unsafe vector.pointee.iov_len -= done
       }
     }
     return writing ? changed() : .done
@@ -226,7 +233,8 @@ public final class FileStorage: Storage {
 
   private static func open(_ path: String, _ options: StorageOptions) throws(StorageError) -> Opened {
     let flags = (options.readOnly ? O_RDONLY : O_RDWR) | cxen_O_CLOEXEC
-    let existing = Glibc.open(path, flags)
+    // SAFETY: a string that the call reads.
+    let existing = unsafe Glibc.open(path, flags)
     if existing >= 0 { return Opened(file: OwnedDescriptor(existing), created: false) }
     let reason = Errno.current
     guard reason == .noSuchFileOrDirectory else {
@@ -238,7 +246,8 @@ public final class FileStorage: Storage {
         .notFound, "there is no image \(path); name one that exists, or give a size to create it")
     }
     try StorageOptions.check(wanted, multipleOf: options.sectorSize, what: "a new image")
-    let created = Glibc.open(path, flags | O_CREAT | O_EXCL, 0o600)
+    // SAFETY: as above.
+    let created = unsafe Glibc.open(path, flags | O_CREAT | O_EXCL, 0o600)
     guard created >= 0 else {
       throw StorageError(.system, "cannot create the image \(path): \(Errno.current)")
     }
@@ -263,13 +272,15 @@ public final class FileStorage: Storage {
   ) throws(StorageError) -> UInt64 {
     if isBlockDevice {
       var bytes: UInt64 = 0
-      guard cxen_block_device_size(descriptor, &bytes) == 0 else {
+      // SAFETY: the call fills the local variable.
+      guard unsafe cxen_block_device_size(descriptor, &bytes) == 0 else {
         throw StorageError(.system, "cannot ask the block device \(path) for its size: \(Errno.current)")
       }
       return bytes
     }
     var status = stat()
-    guard fstat(descriptor, &status) == 0 else {
+    // SAFETY: the call fills the local variable.
+    guard unsafe fstat(descriptor, &status) == 0 else {
       throw StorageError(.system, "cannot look at the image \(path): \(Errno.current)")
     }
     return UInt64(max(0, status.st_size))

@@ -36,7 +36,8 @@ public final class MemoryStorage: Storage {
         .system, "no address space for a memory disk of \(byteCount) bytes (\(error)); make it smaller")
     }
     // The reservation stays unaccounted (MAP_NORESERVE) when it becomes accessible.
-    guard mprotect(region.baseAddress, region.byteCount, PROT_READ | PROT_WRITE) == 0 else {
+    // SAFETY: the whole of the region, which nobody uses yet.
+    guard unsafe mprotect(region.baseAddress, region.byteCount, PROT_READ | PROT_WRITE) == 0 else {
       throw StorageError(
         .system, "no memory for a memory disk of \(byteCount) bytes (\(Errno.current)); make it smaller")
     }
@@ -63,24 +64,29 @@ public final class MemoryStorage: Storage {
     // Checked again here: nothing may ever be copied past the region.
     let (end, overflow) = request.byteOffset.addingReportingOverflow(request.byteCount)
     guard !overflow, end <= UInt64(region.byteCount) else { return .failed(EIO) }
-    var position = region.baseAddress + Int(request.byteOffset)
+    // SAFETY: within the region. The vectors are the request's own, and their sum is its `byteCount` (`StorageRequest`).
+    var position = unsafe region.baseAddress + Int(request.byteOffset)
     switch request.operation {
     case .read:
-      for vector in request.vectors {
-        guard let base = vector.iov_base else { continue }
-        memcpy(base, position, vector.iov_len)
-        position += vector.iov_len
+      for index in unsafe request.vectors.indices {
+        let vector = unsafe request.vectors[index]
+        guard let base = unsafe vector.iov_base else { continue }
+        unsafe memcpy(base, position, vector.iov_len)
+        unsafe position += vector.iov_len
       }
     case .write:
-      for vector in request.vectors {
-        guard let base = vector.iov_base else { continue }
-        memcpy(position, base, vector.iov_len)
-        position += vector.iov_len
+      for index in unsafe request.vectors.indices {
+        let vector = unsafe request.vectors[index]
+        // SAFETY: as above.
+        guard let base = unsafe vector.iov_base else { continue }
+        unsafe memcpy(position, base, vector.iov_len)
+        unsafe position += vector.iov_len
       }
     case .flush:
       break
     case .discard, .secureDiscard:
-      forget(position, Int(request.byteCount))
+      // SAFETY: as above.
+      unsafe forget(position, Int(request.byteCount))
     }
     return .done
   }
@@ -98,23 +104,27 @@ public final class MemoryStorage: Storage {
           + "limit")
     }
     let old = size.exchange(byteCount, ordering: .relaxed)
-    if byteCount < old { forget(region.baseAddress + Int(byteCount), Int(old - byteCount)) }
+    // SAFETY: both sizes are at most the region's.
+    if byteCount < old { unsafe forget(region.baseAddress + Int(byteCount), Int(old - byteCount)) }
   }
 
   /// Gives whole pages back and clears what is left of the others.
   private func forget(_ start: UnsafeMutableRawPointer, _ byteCount: Int) {
-    let end = start + byteCount
+    // SAFETY: everything from `start` to `end`, which the caller has within the region: whole pages in the middle to the
+    // system, the rest cleared here.
+    let end = unsafe start + byteCount
     let mask = UInt(Page.size - 1)
     let firstPage = UInt(bitPattern: start) &+ mask & ~mask
     let endPage = UInt(bitPattern: end) & ~mask
-    guard firstPage < endPage, let pages = UnsafeMutableRawPointer(bitPattern: firstPage),
-      madvise(pages, Int(endPage - firstPage), MADV_DONTNEED) == 0
+    guard firstPage < endPage, let pages = unsafe UnsafeMutableRawPointer(bitPattern: firstPage),
+      unsafe madvise(pages, Int(endPage - firstPage), MADV_DONTNEED) == 0
     else {
-      memset(start, 0, byteCount)
+      unsafe memset(start, 0, byteCount)
       return
     }
-    memset(start, 0, pages - start)
-    let tail = pages + Int(endPage - firstPage)
-    memset(tail, 0, end - tail)
+    // SAFETY: as above.
+    unsafe memset(start, 0, pages - start)
+    let tail = unsafe pages + Int(endPage - firstPage)
+    unsafe memset(tail, 0, end - tail)
   }
 }

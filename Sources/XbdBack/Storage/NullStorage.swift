@@ -34,7 +34,11 @@ public final class NullStorage: Storage {
   /// Zeroes what is read.
   public func perform(_ request: inout StorageRequest) -> StorageOutcome {
     if request.operation == .read {
-      for vector in request.vectors { memset(vector.iov_base, 0, vector.iov_len) }
+      // SAFETY: the request's own vectors, for a read to fill.
+      for index in unsafe request.vectors.indices {
+        let vector = unsafe request.vectors[index]
+        unsafe memset(vector.iov_base, 0, vector.iov_len)
+      }
     }
     return .done
   }

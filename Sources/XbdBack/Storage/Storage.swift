@@ -11,7 +11,7 @@ public import Glibc
 /// One piece of work for a storage.
 ///
 /// The sizes have been checked against the device.
-public struct StorageRequest {
+@safe public struct StorageRequest {
   /// What is to be done.
   public enum Operation: UInt8, Sendable {
     /// Fill the vectors.
@@ -31,21 +31,34 @@ public struct StorageRequest {
   public var byteOffset: UInt64
   /// The length of the range in bytes; for a read or write, the sum of the vectors.
   public var byteCount: UInt64
+  // SAFETY: memory that whoever made the request keeps until it is done; only storages go there.
   /// A read's or write's memory.
   ///
   /// The storage may change the elements, not the memory of a write.
   public var vectors: UnsafeMutableBufferPointer<iovec>
 
+  /// A piece of work that needs no memory.
+  @inlinable
+  public init(_ operation: Operation, byteOffset: UInt64, byteCount: UInt64) {
+    // SAFETY: none.
+    unsafe self.init(
+      operation, byteOffset: byteOffset, byteCount: byteCount,
+      vectors: UnsafeMutableBufferPointer(start: nil, count: 0))
+  }
+
   /// A piece of work.
+  ///
+  /// - Parameter vectors: memory that stays there until the work is done; their sum is `byteCount`.
   @inlinable
   public init(
     _ operation: Operation, byteOffset: UInt64, byteCount: UInt64,
-    vectors: UnsafeMutableBufferPointer<iovec> = UnsafeMutableBufferPointer(start: nil, count: 0)
+    vectors: UnsafeMutableBufferPointer<iovec>
   ) {
     self.operation = operation
     self.byteOffset = byteOffset
     self.byteCount = byteCount
-    self.vectors = vectors
+    // SAFETY: kept; the caller's promise.
+    unsafe self.vectors = vectors
   }
 }
 

@@ -50,41 +50,20 @@ final class ControlClient: Sendable {
   }
 
   private func exchange(_ request: ControlMessage, _ descriptor: Int32?) -> Result<Reply, Errno> {
-    let sent = request.withBytes { bytes in
-      withUnsafePointer(to: descriptor ?? -1) { pointer in
-        retryInterrupted {
-          cxen_send_with_fds(socket.raw, bytes.baseAddress, bytes.count, pointer, descriptor == nil ? 0 : 1)
-        }
-      }
-    }
+    let bytes = request.bytes
+    let sending = descriptor.map { [$0] } ?? []
+    let sent = retryInterrupted { sendMessage(bytes, sending, on: socket.raw) }
     guard sent == ControlMessage.byteCount else { return .failure(.brokenPipe) }
     var descriptors: [Int32] = []
     var input: [UInt8] = []
     while input.count < ControlMessage.byteCount {
-      var raw: (Int32, Int32) = (-1, -1)
-      var count = 2
-      var bytes: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
-      let got = withUnsafeMutableBytes(of: &bytes) { buffer in
-        withUnsafeMutableBytes(of: &raw) { numbers -> Int in
-          let got = retryInterrupted {
-            count = 2
-            return cxen_receive_with_fds(
-              socket.raw, buffer.baseAddress, ControlMessage.byteCount - input.count,
-              numbers.assumingMemoryBound(to: Int32.self).baseAddress, &count)
-          }
-          if got > 0 {
-            input.append(contentsOf: buffer[..<got])
-            descriptors.append(contentsOf: numbers.assumingMemoryBound(to: Int32.self)[..<count])
-          }
-          return got
-        }
-      }
+      let got = retryInterrupted { receiveMessage(&input, &descriptors, limit: 2, on: socket.raw) }
       guard got > 0 else {
         for descriptor in descriptors { _ = close(descriptor) }
         return .failure(.brokenPipe)
       }
     }
-    let message = input.withUnsafeBytes { ControlMessage($0) }
+    let message = ControlMessage(input)
     guard message.code == 0 else {
       for descriptor in descriptors { _ = close(descriptor) }
       return .failure(Errno(rawValue: Int32(bitPattern: message.code)))
@@ -172,7 +151,7 @@ final class LoopbackConnection: Sendable {
     }
     if let port = notification?.notify?.rawValue {
       guard port > 0, port < UInt32(DomainLayout.portCount),
-        PortEntry.kind(memory.port(port).state.pointee.load(ordering: .acquiring)) != .free
+        PortEntry.kind(memory.port(port).state.loadAcquiring()) != .free
       else {
         throw XenError(
           .invalid, "cannot notify port \(port) of domain \(domain) on a page's end; it is not open")

@@ -58,7 +58,8 @@ public final class LoopbackDomain: XenSystem {
 
 /// A path without links; as it is given when it does not exist.
 private func absolutePath(_ path: String) -> String {
-  guard let resolved = realpath(path, nil) else { return path }
-  defer { free(resolved) }
-  return String(cString: resolved)
+  // SAFETY: realpath(3) makes a string that ends in NUL and is the caller's to free.
+  guard let resolved = unsafe realpath(path, nil) else { return path }
+  defer { unsafe free(resolved) }
+  return unsafe String(cString: resolved)
 }

@@ -84,9 +84,9 @@ public struct LoopbackDomainSurvey: Sendable, Equatable {
     var grants = 0
     var mapped = 0
     let end = min(
-      memory.header.grantHighWater.pointee.load(ordering: .relaxed), UInt32(DomainLayout.grantCount))
+      memory.header.grantHighWater.loadRelaxed(), UInt32(DomainLayout.grantCount))
     for reference in UInt32(DomainLayout.firstGrant)..<max(end, UInt32(DomainLayout.firstGrant)) {
-      let word = memory.grant(reference).word.pointee.load(ordering: .relaxed)
+      let word = memory.grant(reference).word.loadRelaxed()
       guard word & GrantEntry.allocated != 0 else { continue }
       grants += 1
       // While an entry is busy the upper half is no count.
@@ -97,10 +97,10 @@ public struct LoopbackDomainSurvey: Sendable, Equatable {
     var mappings = 0
     // A frame that nobody has is not touched: looking would give it a page of memory.
     for frame in 0..<DomainLayout.frameCount
-    where memory.frameOwner(frame).pointee.load(ordering: .relaxed) != 0 {
+    where memory.frameOwner(frame).loadRelaxed() != 0 {
       for entry in 0..<DomainLayout.entriesPerFrame {
         let handle = UInt32(frame * DomainLayout.entriesPerFrame + entry)
-        let state = memory.maptrack(handle).state.pointee.load(ordering: .relaxed)
+        let state = memory.maptrack(handle).state.loadRelaxed()
         if state & MaptrackEntry.active != 0 { mappings += 1 }
       }
     }

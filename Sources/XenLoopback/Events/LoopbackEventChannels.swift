@@ -124,22 +124,22 @@ final class LoopbackEventChannels: EventChannels {
   private func send(_ number: UInt32, _ port: inout Port) throws(XenError) {
     let entry = connection.memory.port(number)
     // Pairs with the host's .releasing stores: who sees a binding sees what it is bound to.
-    let link = entry.state.pointee.load(ordering: .acquiring)
+    let link = entry.state.loadAcquiring()
     // Not bound, not any more, or its owner has gone: Xen drops the event and reports success.
     guard PortEntry.kind(link) == .interdomain else { return }
-    let serial = entry.remoteSerial.pointee.load(ordering: .relaxed)
+    let serial = entry.remoteSerial.loadRelaxed()
     guard let memory = peerMemory(PortEntry.domain(link), serial, port.peer) else { return }
     let theirs = memory.port(PortEntry.port(link))
-    let before = theirs.bits.pointee.bitwiseOr(PortEntry.pending, ordering: .acquiringAndReleasing).oldValue
+    let before = theirs.bits.or(PortEntry.pending)
     // Pending already: its owner will look. Masked: its owner looks when it unmasks. One event either way.
     guard before & (PortEntry.pending | PortEntry.masked) == 0 else { return }
-    let handle = theirs.handle.pointee.load(ordering: .acquiring)
+    let handle = theirs.handle.loadAcquiring()
     if port.peer?.memory !== memory || port.peer?.handle != handle {
-      port.peer = try findPeer(memory, handle, Int(theirs.handleIndex.pointee.load(ordering: .relaxed)))
+      port.peer = try findPeer(memory, handle, Int(theirs.handleIndex.loadRelaxed()))
     }
     guard let peer = port.peer else { return }
     // First announced, then written: see HandleEntry.
-    memory.handle(peer.handleIndex).announced.pointee.wrappingAdd(1, ordering: .releasing)
+    memory.handle(peer.handleIndex).announced.addReleasing(1)
     peer.descriptor.signal()
   }
 
@@ -189,8 +189,7 @@ final class LoopbackEventChannels: EventChannels {
   func unmask(_ port: EventChannelPort) throws(XenError) {
     let isOurs = state.withLock { state in
       guard state.ports.contains(where: { $0.number == port.rawValue }) else { return false }
-      let before = connection.memory.port(port.rawValue).bits.pointee
-        .bitwiseAnd(~PortEntry.masked, ordering: .acquiringAndReleasing).oldValue
+      let before = connection.memory.port(port.rawValue).bits.and(~PortEntry.masked)
       if before == PortEntry.masked | PortEntry.pending { signalSelf() }
       return true
     }
@@ -203,10 +202,8 @@ final class LoopbackEventChannels: EventChannels {
       let index = (state.cursor + step) % state.ports.count
       let number = state.ports[index].number
       let bits = connection.memory.port(number).bits
-      if bits.pointee.load(ordering: .relaxed) == PortEntry.pending,
-        bits.pointee.compareExchange(
-          expected: PortEntry.pending, desired: PortEntry.masked, ordering: .acquiringAndReleasing
-        ).exchanged
+      if bits.loadRelaxed() == PortEntry.pending,
+        bits.compareExchange(expected: PortEntry.pending, desired: PortEntry.masked)
       {
         state.cursor = index + 1
         return number
@@ -217,7 +214,7 @@ final class LoopbackEventChannels: EventChannels {
 
   private func anyPending(_ state: borrowing State) -> Bool {
     for port in state.ports
-    where connection.memory.port(port.number).bits.pointee.load(ordering: .acquiring) == PortEntry.pending {
+    where connection.memory.port(port.number).bits.loadAcquiring() == PortEntry.pending {
       return true
     }
     return false
@@ -228,12 +225,13 @@ final class LoopbackEventChannels: EventChannels {
   /// - Returns: whether something was in it.
   @discardableResult
   private func drain(_ state: inout State) -> Bool {
-    guard entry.announced.pointee.load(ordering: .acquiring) != state.consumed else { return false }
+    guard entry.announced.loadAcquiring() != state.consumed else { return false }
     var value: UInt64 = 0
     // Never waits, whatever the owner of a drop-in's descriptor has set: the writer may have died before its write.
-    let got = withUnsafeMutableBytes(of: &value) { bytes in
-      var vector = iovec(iov_base: bytes.baseAddress, iov_len: bytes.count)
-      return cxen_preadv2(counter.fileDescriptor, &vector, 1, -1, cxen_RWF_NOWAIT)
+    // SAFETY: the vector has the eight bytes of the local variable.
+    let got = unsafe withUnsafeMutableBytes(of: &value) { bytes in
+      var vector = unsafe iovec(iov_base: bytes.baseAddress, iov_len: bytes.count)
+      return unsafe cxen_preadv2(counter.fileDescriptor, &vector, 1, -1, cxen_RWF_NOWAIT)
     }
     guard got == 8 else { return false }
     state.consumed &+= value
@@ -241,7 +239,7 @@ final class LoopbackEventChannels: EventChannels {
   }
 
   private func signalSelf() {
-    entry.announced.pointee.wrappingAdd(1, ordering: .releasing)
+    entry.announced.addReleasing(1)
     counter.signal()
   }
 

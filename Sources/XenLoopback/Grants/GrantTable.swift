@@ -29,7 +29,7 @@ extension DomainMemory {
   /// The references that were ever given out; within the table whatever a process has written there.
   var usedReferences: Range<UInt32> {
     let first = UInt32(DomainLayout.firstGrant)
-    let end = header.grantHighWater.pointee.load(ordering: .acquiring)
+    let end = header.grantHighWater.loadAcquiring()
     return first..<min(max(end, first), UInt32(DomainLayout.grantCount))
   }
 
@@ -40,16 +40,15 @@ extension DomainMemory {
     guard Self.isReference(reference) else { throw .notGranted }
     let word = grant(reference).word
     // Pairs with the .releasing store in `publish`.
-    var current = word.pointee.load(ordering: .acquiring)
+    var current = word.loadAcquiring()
     while true {
       guard current & GrantEntry.permitAccess != 0 else { throw .notGranted }
       guard GrantEntry.domain(current) == mapper else { throw .otherDomain }
       guard !writable || current & GrantEntry.readOnly == 0 else { throw .readOnly }
       let count = writable ? GrantEntry.writers(current) : GrantEntry.readers(current)
       guard count < 0xFFFF else { throw .tooManyMappings }
-      let (done, seen) = word.pointee.weakCompareExchange(
-        expected: current, desired: current &+ (writable ? GrantEntry.writer : GrantEntry.reader),
-        successOrdering: .acquiringAndReleasing, failureOrdering: .acquiring)
+      let (done, seen) = word.tryExchange(
+        expected: current, desired: current &+ (writable ? GrantEntry.writer : GrantEntry.reader))
       if done { return }
       current = seen
     }
@@ -62,16 +61,15 @@ extension DomainMemory {
     guard Self.isReference(reference) else { return }
     let word = grant(reference).word
     let step = writable ? GrantEntry.writer : GrantEntry.reader
-    var current = word.pointee.load(ordering: .acquiring)
+    var current = word.loadAcquiring()
     while true {
       guard current & GrantEntry.busy == 0,
         (writable ? GrantEntry.writers(current) : GrantEntry.readers(current)) > 0
       else { return }
       let rest = current &- step
       let isLast = rest & GrantEntry.permitAccess == 0 && rest >> 32 == 0
-      let (done, seen) = word.pointee.weakCompareExchange(
-        expected: current, desired: isLast ? GrantEntry.busy(by: join) : rest,
-        successOrdering: .acquiringAndReleasing, failureOrdering: .acquiring)
+      let (done, seen) = word.tryExchange(
+        expected: current, desired: isLast ? GrantEntry.busy(by: join) : rest)
       if done {
         if isLast { free(reference, count: 1) }
         return
@@ -87,10 +85,8 @@ extension DomainMemory {
     var reference = Self.isReference(start) ? start : UInt32(DomainLayout.firstGrant)
     for _ in 0..<(DomainLayout.grantCount - DomainLayout.firstGrant) {
       let word = grant(reference).word
-      if word.pointee.load(ordering: .relaxed) == 0,
-        word.pointee.compareExchange(
-          expected: 0, desired: GrantEntry.busy(by: join), ordering: .acquiringAndReleasing
-        ).exchanged
+      if word.loadRelaxed() == 0,
+        word.compareExchange(expected: 0, desired: GrantEntry.busy(by: join))
       {
         raise(header.grantHighWater, to: reference + 1)
         return reference
@@ -107,12 +103,12 @@ extension DomainMemory {
     clearOffset: UInt32
   ) {
     let entry = grant(reference)
-    entry.owner.pointee.store(owner, ordering: .relaxed)
-    entry.notifyPort.pointee.store(notifyPort, ordering: .relaxed)
-    entry.clearOffset.pointee.store(clearOffset, ordering: .relaxed)
+    entry.owner.storeRelaxed(owner)
+    entry.notifyPort.storeRelaxed(notifyPort)
+    entry.clearOffset.storeRelaxed(clearOffset)
     let flags = GrantEntry.allocated | GrantEntry.permitAccess | (writable ? 0 : GrantEntry.readOnly)
     // Pairs with the .acquiring load in `pin`.
-    entry.word.pointee.store(flags | UInt64(domain) << 16, ordering: .releasing)
+    entry.word.storeReleasing(flags | UInt64(domain) << 16)
   }
 
   /// Ends a grant: no new mapping from now on.
@@ -121,13 +117,12 @@ extension DomainMemory {
   ///   case the last to unmap it frees it.
   func revoke(_ reference: UInt32, join: UInt32) -> Bool {
     let word = grant(reference).word
-    var current = word.pointee.load(ordering: .acquiring)
+    var current = word.loadAcquiring()
     while true {
       guard current & GrantEntry.permitAccess != 0 else { return false }
       let unused = current >> 32 == 0
-      let (done, seen) = word.pointee.weakCompareExchange(
-        expected: current, desired: unused ? GrantEntry.busy(by: join) : current & ~GrantEntry.permitAccess,
-        successOrdering: .acquiringAndReleasing, failureOrdering: .acquiring)
+      let (done, seen) = word.tryExchange(
+        expected: current, desired: unused ? GrantEntry.busy(by: join) : current & ~GrantEntry.permitAccess)
       if done { return unused }
       current = seen
     }
@@ -136,11 +131,10 @@ extension DomainMemory {
   /// Makes a grant one for another domain; whoever has mapped the page keeps it until it unmaps it.
   func redirect(_ reference: UInt32, to domain: UInt16) {
     let word = grant(reference).word
-    var current = word.pointee.load(ordering: .acquiring)
+    var current = word.loadAcquiring()
     while current & GrantEntry.permitAccess != 0 {
-      let (done, seen) = word.pointee.weakCompareExchange(
-        expected: current, desired: current & ~(UInt64(0xFFFF) << 16) | UInt64(domain) << 16,
-        successOrdering: .acquiringAndReleasing, failureOrdering: .acquiring)
+      let (done, seen) = word.tryExchange(
+        expected: current, desired: current & ~(UInt64(0xFFFF) << 16) | UInt64(domain) << 16)
       if done { return }
       current = seen
     }
@@ -153,9 +147,9 @@ extension DomainMemory {
       pagesDescriptor.raw, cxen_FALLOC_FL_PUNCH_HOLE | cxen_FALLOC_FL_KEEP_SIZE,
       off_t(Int(first) << Page.shift), off_t(count << Page.shift))
     for reference in first..<(first + UInt32(count)) {
-      grant(reference).word.pointee.store(0, ordering: .releasing)
+      grant(reference).word.storeReleasing(0)
     }
-    header.grantHint.pointee.store(first, ordering: .relaxed)
+    header.grantHint.storeRelaxed(first)
   }
 
   /// Frees references in any order, neighbours together.
@@ -164,10 +158,10 @@ extension DomainMemory {
   }
 
   private func raise(_ mark: SharedUInt32, to value: UInt32) {
-    var current = mark.pointee.load(ordering: .relaxed)
+    var current = mark.loadRelaxed()
     while current < value {
-      let (done, seen) = mark.pointee.weakCompareExchange(
-        expected: current, desired: value, ordering: .relaxed)
+      let (done, seen) = mark.tryExchangeRelaxed(
+        expected: current, desired: value)
       if done { return }
       current = seen
     }

@@ -31,7 +31,8 @@ final class LoopbackGrantMapping: GrantMapping {
   func map(
     _ references: UnsafeBufferPointer<GrantRef>, of domain: DomainID, writable: Bool
   ) throws(XenError) -> UnsafeMutableRawPointer {
-    try map(references, of: domain, writable: writable, notifyPort: 0, clearOffset: .max)
+    // SAFETY: the caller's buffer, for the time of the call; the span is not kept.
+    try unsafe map(references.span, of: domain, writable: writable, notifyPort: 0, clearOffset: .max)
   }
 
   func map(
@@ -43,22 +44,16 @@ final class LoopbackGrantMapping: GrantMapping {
         .invalid, "cannot clear a byte of grant reference \(reference) of domain \(domain), mapped read-only")
     }
     let numbers = try connection.numbers(of: notification)
-    let result: Result<UnsafeMutableRawPointer, XenError> = withUnsafePointer(to: reference) { pointer in
-      Result { () throws(XenError) in
-        try map(
-          UnsafeBufferPointer(start: pointer, count: 1), of: domain, writable: writable,
-          notifyPort: numbers.port,
-          clearOffset: numbers.clearOffset)
-      }
-    }
-    return try result.get()
+    let one = CollectionOfOne(reference)
+    // SAFETY: handed on to whoever unmaps it.
+    return try unsafe map(
+      one.span, of: domain, writable: writable, notifyPort: numbers.port, clearOffset: numbers.clearOffset)
   }
 
   private func map(
-    _ references: UnsafeBufferPointer<GrantRef>, of domain: DomainID, writable: Bool, notifyPort: UInt32,
-    clearOffset: UInt32
+    _ references: Span<GrantRef>, of domain: DomainID, writable: Bool, notifyPort: UInt32, clearOffset: UInt32
   ) throws(XenError) -> UnsafeMutableRawPointer {
-    guard let base = references.baseAddress, !references.isEmpty else {
+    guard !references.isEmpty else {
       throw XenError(.invalid, "no grant references of domain \(domain) to map")
     }
     let granter: DomainMemory
@@ -68,30 +63,31 @@ final class LoopbackGrantMapping: GrantMapping {
       throw XenError(
         errno: error, "cannot map grants of domain \(domain) in the loopback \(connection.control.directory)")
     }
-    // SAFETY: a GrantRef is one UInt32.
-    let raw = UnsafeBufferPointer(
-      start: UnsafeRawPointer(base).assumingMemoryBound(to: UInt32.self), count: references.count)
     let first = try track(
-      raw, of: granter, writable: writable, notifyPort: notifyPort, clearOffset: clearOffset)
+      references, of: granter, writable: writable, notifyPort: notifyPort, clearOffset: clearOffset)
     let address: UnsafeMutableRawPointer
     do throws(Errno) {
-      address = try mapPages(of: granter, raw, writable: writable)
+      // SAFETY: mapped until `unmap` or the deinit finds its record.
+      unsafe address = try mapPages(of: granter, references, writable: writable)
     } catch {
-      untrack(first, granter)
-      throw XenError(errno: error, "cannot map \(raw.count) pages of domain \(domain)")
+      untrack(first, references.count, granter)
+      throw XenError(errno: error, "cannot map \(references.count) pages of domain \(domain)")
     }
     let record = GrantMappingRecord(
-      address: UInt(bitPattern: address), pageCount: raw.count, firstHandle: first,
-      granter: Unmanaged.passRetained(granter))
+      address: UInt(bitPattern: address), pageCount: references.count, firstHandle: first,
+      clearOffset: clearOffset, granter: granter)
     table.withLock { $0.insert(record) }
-    return address
+    // SAFETY: to who asked for it.
+    return unsafe address
   }
 
   func unmap(_ address: UnsafeMutableRawPointer, count: Int) throws(XenError) {
     let key = UInt(bitPattern: address)
     guard let record = table.withLock({ $0.remove(key, pageCount: count) }) else {
       throw XenError(
-        .invalid, "cannot unmap \(count) pages at \(address): no map call returned this address and count")
+        .invalid,
+        "cannot unmap \(count) pages at 0x\(String(key, radix: 16)): no map call returned this address and count"
+      )
     }
     release(record)
   }
@@ -102,15 +98,17 @@ final class LoopbackGrantMapping: GrantMapping {
   ///
   /// - Returns: the handle of the first page; the others are chained to it.
   private func track(
-    _ references: UnsafeBufferPointer<UInt32>, of granter: DomainMemory, writable: Bool, notifyPort: UInt32,
+    _ references: Span<GrantRef>, of granter: DomainMemory, writable: Bool, notifyPort: UInt32,
     clearOffset: UInt32
   ) throws(XenError) -> UInt32 {
     var first = Maptrack.none
     // From the last to the first, so that the chain comes out in order.
-    for index in references.indices.reversed() {
-      let reference = references[index]
+    var index = references.count
+    while index > 0 {
+      index -= 1
+      let reference = references[index].rawValue
       guard let handle = connection.maptrack.take(vcpu) else {
-        untrack(first, granter)
+        untrack(first, references.count - 1 - index, granter)
         throw XenError(
           .limitReached,
           "cannot map \(references.count) pages of domain \(granter.domain): domain "
@@ -120,33 +118,36 @@ final class LoopbackGrantMapping: GrantMapping {
         try granter.pin(reference, by: connection.domain, writable: writable)
       } catch {
         connection.maptrack.put(handle)
-        untrack(first, granter)
+        untrack(first, references.count - 1 - index, granter)
         throw Self.refused(error, reference, granter.domain, connection.domain)
       }
       let entry = connection.memory.maptrack(handle)
-      entry.reference.pointee.store(reference, ordering: .relaxed)
-      entry.serial.pointee.store(granter.serial, ordering: .relaxed)
-      entry.notifyPort.pointee.store(notifyPort, ordering: .relaxed)
-      entry.clearOffset.pointee.store(clearOffset, ordering: .relaxed)
-      entry.next.pointee.store(first, ordering: .relaxed)
+      entry.reference.storeRelaxed(reference)
+      entry.serial.storeRelaxed(granter.serial)
+      entry.notifyPort.storeRelaxed(notifyPort)
+      entry.clearOffset.storeRelaxed(clearOffset)
+      entry.next.storeRelaxed(first)
       // From here on the host would undo the mapping. Dying between the pin and this leaks the page, no more.
-      entry.state.pointee.store(
-        MaptrackEntry.active | (writable ? 0 : MaptrackEntry.readOnly) | UInt32(granter.domain),
-        ordering: .releasing)
+      entry.state.storeReleasing(
+        MaptrackEntry.active | (writable ? 0 : MaptrackEntry.readOnly) | UInt32(granter.domain))
       first = handle
     }
     return first
   }
 
-  private func untrack(_ first: UInt32, _ granter: DomainMemory) {
+  /// Undoes `track`.
+  ///
+  /// - Parameter count: how many pages were tracked: the chain is in a table that others can write, and may by now go
+  ///   round in circles.
+  private func untrack(_ first: UInt32, _ count: Int, _ granter: DomainMemory) {
     var handle = first
-    while handle != Maptrack.none {
+    for _ in 0..<count where handle != Maptrack.none {
       let entry = connection.memory.maptrack(handle)
-      let next = entry.next.pointee.load(ordering: .relaxed)
-      let reference = entry.reference.pointee.load(ordering: .relaxed)
-      let port = entry.notifyPort.pointee.load(ordering: .relaxed)
+      let next = entry.next.loadRelaxed()
+      let reference = entry.reference.loadRelaxed()
+      let port = entry.notifyPort.loadRelaxed()
       // The host does the same when it ends a join; whoever finds the state set undoes the mapping.
-      let state = entry.state.pointee.exchange(0, ordering: .acquiringAndReleasing)
+      let state = entry.state.exchange(0)
       if state & MaptrackEntry.active != 0 {
         granter.unpin(reference, writable: state & MaptrackEntry.readOnly == 0, join: connection.join)
         connection.send(port)
@@ -157,13 +158,15 @@ final class LoopbackGrantMapping: GrantMapping {
   }
 
   private func release(_ record: GrantMappingRecord) {
-    guard let granter = record.granter, let address = UnsafeMutableRawPointer(bitPattern: record.address)
+    // SAFETY: the record of a mapping is taken out of the table once, with its address and length. One that has a byte to
+    // clear is writable (`map`), and the byte within its page (`LoopbackConnection.numbers`).
+    guard let granter = record.granter,
+      let address = unsafe UnsafeMutableRawPointer(bitPattern: record.address)
     else { return }
-    let offset = connection.memory.maptrack(record.firstHandle).clearOffset.pointee.load(ordering: .relaxed)
-    if offset < UInt32(Page.size) { (address + Int(offset)).storeBytes(of: 0, as: UInt8.self) }
-    _ = munmap(address, record.pageCount << Page.shift)
-    untrack(record.firstHandle, granter.takeUnretainedValue())
-    granter.release()
+    let offset = record.clearOffset
+    if offset < UInt32(Page.size) { unsafe (address + Int(offset)).storeBytes(of: 0, as: UInt8.self) }
+    _ = unsafe munmap(address, record.pageCount << Page.shift)
+    untrack(record.firstHandle, record.pageCount, granter)
   }
 
   private static func refused(
@@ -181,7 +184,8 @@ final class LoopbackGrantMapping: GrantMapping {
   // MARK: copying
 
   func copy(_ segments: UnsafeMutableBufferPointer<GrantCopySegment>) throws(XenError) {
-    for index in segments.indices { segments[index].status = copy(segments[index]) }
+    // SAFETY: the caller's segments, within their buffer.
+    for index in segments.indices { unsafe segments[index].status = unsafe copy(segments[index]) }
   }
 
   private func copy(_ segment: GrantCopySegment) -> GrantCopySegment.Status {
@@ -192,19 +196,24 @@ final class LoopbackGrantMapping: GrantMapping {
       source.unpin(connection.join)
       destination.unpin(connection.join)
     }
-    if let refused = source.open(segment.source, byteCount, connection, writable: false) { return refused }
+    // SAFETY: a granted end is `byteCount` bytes of a page that is pinned until this returns; a local one the caller's
+    // promise. What another domain does to the bytes meanwhile changes what is copied and nothing else.
+    if let refused = source.open(segment.source, byteCount, connection, writable: false) {
+      return refused
+    }
     if let refused = destination.open(segment.destination, byteCount, connection, writable: true) {
       return refused
     }
-    guard let from = source.address, let to = destination.address else { return .generalError }
-    memmove(to, from, byteCount)
+    guard let from = unsafe source.address, let to = unsafe destination.address else { return .generalError }
+    unsafe memmove(to, from, byteCount)
     return .okay
   }
 }
 
 /// One end of a copy: pinned for as long as the copy takes.
-private struct CopyEnd {
-  var address: UnsafeMutableRawPointer?
+@safe private struct CopyEnd {
+  // SAFETY: only `copy` above uses it, between `open` and `unpin`.
+  private(set) var address: UnsafeMutableRawPointer?
   private var pinned: (memory: DomainMemory, reference: UInt32, writable: Bool)?
 
   /// - Returns: why it may not be used; nil when it may.
@@ -212,13 +221,15 @@ private struct CopyEnd {
     _ place: GrantCopySegment.Place, _ byteCount: Int, _ connection: LoopbackConnection, writable: Bool
   ) -> GrantCopySegment.Status? {
     switch place {
+    // SAFETY: kept, not used.
     case .local(let pointer):
-      address = pointer
+      unsafe address = pointer
       return nil
     case .granted(let reference, let domain, let offset):
       guard Int(offset) + byteCount <= Page.size else { return .badArgument }
       guard let memory = try? connection.memory(of: domain.rawValue) else { return .badDomain }
-      guard let window = try? memory.pagesWindow() else { return .generalError }
+      // SAFETY: the window lives as long as the memory, which `pinned` holds.
+      guard let window = try? unsafe memory.pagesWindow() else { return .generalError }
       do throws(GrantRefusal) {
         try memory.pin(reference.rawValue, by: connection.domain, writable: writable)
       } catch {
@@ -229,7 +240,8 @@ private struct CopyEnd {
         }
       }
       pinned = (memory, reference.rawValue, writable)
-      address = window + Int(reference.rawValue) << Page.shift + Int(offset)
+      // SAFETY: `pin` only lets references of the table pass, and the window has a page for each; the offset was checked.
+      unsafe address = window + Int(reference.rawValue) << Page.shift + Int(offset)
       return nil
     }
   }

@@ -42,9 +42,11 @@ final class LoopbackGrantSharing: GrantSharing {
         "cannot share \(count) pages with domain \(domain): the grant table of domain "
           + "\(connection.domain) has only \(references.count) free entries")
     }
+    let granted = references.map { GrantRef($0) }
     let base: UnsafeMutableRawPointer
     do throws(Errno) {
-      base = try mapPages(of: connection.memory, references, writable: true)
+      // SAFETY: mapped until `end` unmaps it, which SharedPages calls once, when nobody has it any more.
+      unsafe base = try mapPages(of: connection.memory, granted.span, writable: true)
     } catch {
       connection.memory.free(references)
       release(pages)
@@ -55,17 +57,18 @@ final class LoopbackGrantSharing: GrantSharing {
         reference, to: domain.rawValue, writable: writable, owner: connection.join, notifyPort: numbers.port,
         clearOffset: numbers.clearOffset)
     }
-    nonisolated(unsafe) let address = base
-    return SharedPages(baseAddress: base, references: references.map { GrantRef($0) }) { [connection] in
-      Self.end(connection, address, references, numbers)
+    // SAFETY: only an address; what the other domain does to the bytes is SharedPages' to say.
+    nonisolated(unsafe) let address = unsafe base
+    return unsafe SharedPages(baseAddress: base, references: granted) { [connection] in
+      unsafe Self.end(connection, address, references, numbers)
     }
   }
 
   /// Counts pages against the domain's limit, all or none.
   private func reserve(_ pages: UInt32) throws(XenError) {
     let header = connection.memory.header
-    let limit = header.pageLimit.pointee.load(ordering: .relaxed)
-    var shared = header.pagesShared.pointee.load(ordering: .relaxed)
+    let limit = header.pageLimit.loadRelaxed()
+    var shared = header.pagesShared.loadRelaxed()
     while true {
       guard pages <= limit, shared <= limit - pages else {
         throw XenError(
@@ -74,12 +77,12 @@ final class LoopbackGrantSharing: GrantSharing {
             + "shares \(shared) of at most \(limit); raise its limit with LoopbackToolstack.setPageLimit, "
             + "as /sys/module/xen_gntalloc/parameters/limit on Linux", errno: .noSpace)
       }
-      let (done, seen) = header.pagesShared.pointee.weakCompareExchange(
-        expected: shared, desired: shared + pages, ordering: .relaxed)
+      let (done, seen) = header.pagesShared.tryExchangeRelaxed(
+        expected: shared, desired: shared + pages)
       if done { break }
       shared = seen
     }
-    connection.pagesShared.pointee.wrappingAdd(pages, ordering: .relaxed)
+    connection.pagesShared.addRelaxed(pages)
   }
 
   private func release(_ pages: UInt32) { Self.release(pages, connection) }
@@ -87,12 +90,12 @@ final class LoopbackGrantSharing: GrantSharing {
   /// Stops counting pages, unless the host has done so already because it ended the join.
   private static func release(_ pages: UInt32, _ connection: LoopbackConnection) {
     let mine = connection.pagesShared
-    var current = mine.pointee.load(ordering: .relaxed)
+    var current = mine.loadRelaxed()
     while current >= pages {
-      let (done, seen) = mine.pointee.weakCompareExchange(
-        expected: current, desired: current - pages, ordering: .relaxed)
+      let (done, seen) = mine.tryExchangeRelaxed(
+        expected: current, desired: current - pages)
       if done {
-        connection.memory.header.pagesShared.pointee.wrappingSubtract(pages, ordering: .relaxed)
+        connection.memory.header.pagesShared.subtractRelaxed(pages)
         return
       }
       current = seen
@@ -102,13 +105,13 @@ final class LoopbackGrantSharing: GrantSharing {
   private func claim(_ pages: UInt32) -> [UInt32] {
     var references: [UInt32] = []
     references.reserveCapacity(Int(pages))
-    var start = connection.memory.header.grantHint.pointee.load(ordering: .relaxed)
+    var start = connection.memory.header.grantHint.loadRelaxed()
     for _ in 0..<pages {
       guard let reference = connection.memory.claim(for: connection.join, startingAt: start) else { break }
       references.append(reference)
       start = reference + 1
     }
-    connection.memory.header.grantHint.pointee.store(start, ordering: .relaxed)
+    connection.memory.header.grantHint.storeRelaxed(start)
     return references
   }
 
@@ -118,14 +121,16 @@ final class LoopbackGrantSharing: GrantSharing {
   ) {
     let memory = connection.memory
     if numbers.clearOffset < UInt32(Page.size) {
-      (address + Int(numbers.clearOffset)).storeBytes(of: 0, as: UInt8.self)
+      // SAFETY: within the first page, which is mapped for writing until a few lines on.
+      unsafe (address + Int(numbers.clearOffset)).storeBytes(of: 0, as: UInt8.self)
     }
     var unused: [UInt32] = []
     unused.reserveCapacity(references.count)
     for reference in references where memory.revoke(reference, join: connection.join) {
       unused.append(reference)
     }
-    _ = munmap(address, references.count << Page.shift)
+    // SAFETY: what `mapPages` mapped, as long as it did; called once.
+    _ = unsafe munmap(address, references.count << Page.shift)
     memory.free(unused)
     release(UInt32(references.count), connection)
     connection.send(numbers.port)
@@ -134,46 +139,48 @@ final class LoopbackGrantSharing: GrantSharing {
 
 /// Maps pages of a domain's file next to each other, with as few system calls as their numbers allow.
 ///
-/// - Returns: the first page; `references.count` pages follow each other.
+/// - Parameter references: of that domain's table (`DomainMemory.isReference`).
+/// - Returns: the first page; `references.count` pages follow each other, the caller's to unmap.
 func mapPages(
-  of memory: DomainMemory, _ references: [UInt32], writable: Bool
+  of memory: DomainMemory, _ references: Span<GrantRef>, writable: Bool
 ) throws(Errno) -> UnsafeMutableRawPointer {
-  try references.withUnsafeBufferPointer { buffer in
-    Result<UnsafeMutableRawPointer, Errno> { () throws(Errno) in
-      try mapPages(of: memory, buffer, writable: writable)
-    }
-  }.get()
-}
-
-/// Maps pages of a domain's file next to each other, with as few system calls as their numbers allow.
-func mapPages(
-  of memory: DomainMemory, _ references: UnsafeBufferPointer<UInt32>, writable: Bool
-) throws(Errno) -> UnsafeMutableRawPointer {
+  guard !references.isEmpty else { throw .invalidArgument }
   let protection = writable ? PROT_READ | PROT_WRITE : PROT_READ
   let flags = Int32(MAP_SHARED) | cxen_MAP_POPULATE
+  let file = memory.pagesDescriptor.raw
   let length = references.count << Page.shift
-  var base: UnsafeMutableRawPointer?
-  var index = 0
+  let isOneStretch = endOfStretch(references, from: 0) == references.count
+  // Several stretches of the file need address space that keeps them together.
+  // SAFETY of both: without MAP_FIXED nothing that exists is mapped over.
+  let space =
+    isOneStretch
+    ? unsafe mmap(nil, length, protection, flags, file, fileOffset(references[0]))
+    : unsafe mmap(nil, length, PROT_NONE, Int32(MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE), -1, 0)
+  guard let base = unsafe space, unsafe base != MAP_FAILED else { throw .current }
+  var index = isOneStretch ? references.count : 0
   while index < references.count {
-    var end = index + 1
-    while end < references.count, references[end] == references[end - 1] &+ 1 { end += 1 }
-    if index == 0 && end < references.count {
-      // Several stretches of the file: they need address space that keeps them together.
-      base = mmap(nil, length, PROT_NONE, Int32(MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE), -1, 0)
-      if base == MAP_FAILED { throw .current }
-    }
-    let got = mmap(
-      base.map { $0 + index << Page.shift }, (end - index) << Page.shift, protection,
-      base == nil ? flags : flags | Int32(MAP_FIXED), memory.pagesDescriptor.raw,
-      off_t(Int(references[index]) << Page.shift))
-    if got == MAP_FAILED {
+    let end = endOfStretch(references, from: index)
+    // SAFETY: over a part of the address space just made, which nobody else has.
+    let got = unsafe mmap(
+      base + index << Page.shift, (end - index) << Page.shift, protection, flags | Int32(MAP_FIXED), file,
+      fileOffset(references[index]))
+    guard unsafe got != MAP_FAILED else {
       let failure = Errno.current
-      if let base { _ = munmap(base, length) }
+      // SAFETY: the whole of that address space.
+      _ = unsafe munmap(base, length)
       throw failure
     }
-    if base == nil { base = got }
     index = end
   }
-  guard let base else { throw .invalidArgument }
-  return base
+  return unsafe base
 }
+
+/// Where a stretch of references that follow one another ends.
+private func endOfStretch(_ references: Span<GrantRef>, from first: Int) -> Int {
+  var end = first + 1
+  while end < references.count, references[end].rawValue == references[end - 1].rawValue &+ 1 { end += 1 }
+  return end
+}
+
+/// Where a page is in its domain's file.
+private func fileOffset(_ reference: GrantRef) -> off_t { off_t(Int(reference.rawValue) << Page.shift) }

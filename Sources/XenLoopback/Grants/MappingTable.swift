@@ -3,34 +3,32 @@
 // Which mapping begins at which address: what unmap has to know. Open addressing, so that a mapping per request
 // allocates nothing once the table has its size.
 
+internal import Platform
+
 /// A mapping of one `map` call.
-struct GrantMappingRecord: @unchecked Sendable {
+struct GrantMappingRecord: Sendable {
   /// The first page's address; 0 in a free slot.
   var address: UInt
   var pageCount: Int
   /// The maptrack handle of the first page; the others are chained to it.
   var firstHandle: UInt32
-  /// Retained once for the record.
-  var granter: Unmanaged<DomainMemory>?
+  /// The byte of the page that is cleared first; all ones for none.
+  ///
+  /// Kept here too: what the entry in the shared table says by then may not be within the page, or the page be one that
+  /// cannot be written.
+  var clearOffset: UInt32
+  /// Nil in a free slot.
+  var granter: DomainMemory?
 }
 
 /// Records by address.
 ///
 /// One owner, one thread at a time.
 struct MappingTable: ~Copyable {
-  private var slots: UnsafeMutableBufferPointer<GrantMappingRecord>
+  private var slots = Table(repeating: Self.empty, count: 64)
   private(set) var count = 0
   private static var empty: GrantMappingRecord {
-    GrantMappingRecord(address: 0, pageCount: 0, firstHandle: 0, granter: nil)
-  }
-
-  init() {
-    slots = .allocate(capacity: 64)
-    slots.initialize(repeating: Self.empty)
-  }
-
-  deinit {
-    slots.deallocate()
+    GrantMappingRecord(address: 0, pageCount: 0, firstHandle: 0, clearOffset: .max, granter: nil)
   }
 
   private func place(_ address: UInt) -> Int {
@@ -72,15 +70,16 @@ struct MappingTable: ~Copyable {
 
   /// Takes some record out, to empty the table one by one.
   mutating func removeAny() -> GrantMappingRecord? {
-    slots.first { $0.address != 0 }.flatMap { remove($0.address, pageCount: $0.pageCount) }
+    for index in 0..<slots.count where slots[index].address != 0 {
+      return remove(slots[index].address, pageCount: slots[index].pageCount)
+    }
+    return nil
   }
 
   private mutating func grow() {
-    let old = slots
-    slots = .allocate(capacity: old.count * 2)
-    slots.initialize(repeating: Self.empty)
+    var old = Table(repeating: Self.empty, count: slots.count * 2)
+    swap(&old, &slots)
     count = 0
-    for record in old where record.address != 0 { insert(record) }
-    old.deallocate()
+    for index in 0..<old.count where old[index].address != 0 { insert(old[index]) }
   }
 }

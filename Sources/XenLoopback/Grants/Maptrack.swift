@@ -11,7 +11,6 @@
 // An entry goes back to the list it came from, whoever frees it, so that no vCPU collects the entries of others.
 
 internal import Platform
-internal import Synchronization
 
 /// Where free maptrack handles are kept.
 public enum MaptrackPolicy: String, Sendable, CaseIterable {
@@ -25,16 +24,17 @@ public enum MaptrackPolicy: String, Sendable, CaseIterable {
 ///
 /// The links are in the shared entries, the list heads in the process: entries go back through the process that took
 /// them, and when it dies the host takes its frames back whole.
-final class Maptrack: Sendable {
+@safe final class Maptrack: Sendable {
   /// No entry: the end of a list.
   static let none: UInt32 = .max
-  /// How many lists there are; more handles than this share.
+  /// How many lists there are, a power of two; more handles than this share.
   static let vcpuCount = 64
 
   let policy: MaptrackPolicy
   private let memory: DomainMemory
   private let join: UInt32
-  // SAFETY: atomics in memory of this object; each list has cache lines of its own.
+  // SAFETY: of `vcpuCount` times 128 bytes, allocated by the initialiser and given back in the deinit; once that is over it
+  // is only reached as the atomics that `head` and `tail` give.
   private nonisolated(unsafe) let lists: UnsafeMutableRawPointer
   /// How many handles run on each vCPU.
   private let users = Guarded([Int](repeating: 0, count: vcpuCount))
@@ -51,23 +51,23 @@ final class Maptrack: Sendable {
     self.join = join
     self.policy = policy
     turns = (0..<Self.vcpuCount).map { _ in Turn() }
-    lists = .allocate(byteCount: Self.vcpuCount * 128, alignment: 128)
-    for vcpu in 0..<Self.vcpuCount {
-      head(vcpu).initialize(to: Atomic(Self.none))
-      tail(vcpu).initialize(to: Atomic(Self.none))
-    }
+    // SAFETY: new memory, filled to its end: all lists are empty.
+    unsafe lists = .allocate(byteCount: Self.vcpuCount * 128, alignment: 128)
+    unsafe lists.initializeMemory(as: UInt32.self, repeating: Self.none, count: Self.vcpuCount * 32)
   }
 
   deinit {
-    lists.deallocate()
+    // SAFETY: of the initialiser; words of it are used in methods of this object only.
+    unsafe lists.deallocate()
   }
 
   // Head and tail are on different cache lines: one is the owner's, the other is everybody's.
+  // SAFETY of both: masked, so it is one of the lists, and on a cache line's beginning.
   private func head(_ vcpu: Int) -> SharedUInt32 {
-    (lists + vcpu * 128).assumingMemoryBound(to: Atomic<UInt32>.self)
+    unsafe SharedUInt32(lists + (vcpu & (Self.vcpuCount - 1)) * 128)
   }
   private func tail(_ vcpu: Int) -> SharedUInt32 {
-    (lists + vcpu * 128 + 64).assumingMemoryBound(to: Atomic<UInt32>.self)
+    unsafe SharedUInt32(lists + ((vcpu & (Self.vcpuCount - 1)) * 128 + 64))
   }
 
   /// A vCPU for a new handle: the first that has the fewest, so that a process whose handles come and go stays with
@@ -119,7 +119,7 @@ final class Maptrack: Sendable {
         }
         guard head != Self.none else { return nil }
         let handle = head
-        head = memory.maptrack(handle).reference.pointee.load(ordering: .relaxed)
+        head = memory.maptrack(handle).reference.loadRelaxed()
         return handle
       }
     }
@@ -132,18 +132,21 @@ final class Maptrack: Sendable {
     let entry = memory.maptrack(handle)
     switch policy {
     case .perVCPU:
-      let vcpu = Int(entry.vcpu.pointee.load(ordering: .relaxed)) % Self.vcpuCount
-      entry.reference.pointee.store(Self.none, ordering: .relaxed)
+      // Whatever the entry says by now, one of the lists.
+      let vcpu = Int(entry.vcpu.loadRelaxed()) & (Self.vcpuCount - 1)
+      entry.reference.storeRelaxed(Self.none)
       // First the tail, then the link: for a moment the list ends early, at the entry that was the tail, and
       // everything put back since hangs behind entries that are not linked yet. Each is linked by who replaced it as
       // the tail, so in the end all are. The patch loops on a compare-and-exchange; an exchange is the same step.
-      let previous = tail(vcpu).pointee.exchange(handle, ordering: .acquiringAndReleasing)
-      // There always is a previous entry, because `takeFromList` never takes the last.
+      let previous = tail(vcpu).exchange(handle)
+      // There always is a previous entry, because `takeFromList` never takes the last; but not if another process has
+      // written another list's number into the entry, and then it is lost.
+      guard previous != Self.none else { return }
       // Pairs with the .acquiring load there: who sees the link sees the entry end in `none`.
-      memory.maptrack(previous).reference.pointee.store(handle, ordering: .releasing)
+      memory.maptrack(previous).reference.storeReleasing(handle)
     case .singleLockedList:
       single.withLock { head in
-        entry.reference.pointee.store(head, ordering: .relaxed)
+        entry.reference.storeRelaxed(head)
         head = handle
       }
     }
@@ -154,11 +157,11 @@ final class Maptrack: Sendable {
   /// Keep it that way. An entry whose link is not written yet looks like the last one, so at worst we grow a
   /// frame too early.
   private func takeFromList(_ vcpu: Int) -> UInt32? {
-    let first = head(vcpu).pointee.load(ordering: .relaxed)
+    let first = head(vcpu).loadRelaxed()
     guard first != Self.none else { return nil }
-    let next = memory.maptrack(first).reference.pointee.load(ordering: .acquiring)
+    let next = memory.maptrack(first).reference.loadAcquiring()
     guard next != Self.none else { return nil }
-    head(vcpu).pointee.store(next, ordering: .relaxed)
+    head(vcpu).storeRelaxed(next)
     return first
   }
 
@@ -166,14 +169,14 @@ final class Maptrack: Sendable {
   private func grow(_ vcpu: Int) -> Bool {
     guard let frame = claimFrame() else { return false }
     let first = UInt32(frame * DomainLayout.entriesPerFrame)
-    let old = head(vcpu).pointee.load(ordering: .relaxed)
+    let old = head(vcpu).loadRelaxed()
     fill(frame, vcpu: UInt32(vcpu), last: old)
     if old == Self.none {
       // Only ever for a vCPU's first frame, as the list is never emptied: nobody can be putting back yet, so the
       // tail needs no care.
-      tail(vcpu).pointee.store(first + UInt32(DomainLayout.entriesPerFrame) - 1, ordering: .releasing)
+      tail(vcpu).storeReleasing(first + UInt32(DomainLayout.entriesPerFrame) - 1)
     }
-    head(vcpu).pointee.store(first, ordering: .relaxed)
+    head(vcpu).storeRelaxed(first)
     return true
   }
 
@@ -182,18 +185,18 @@ final class Maptrack: Sendable {
     for offset in 0..<UInt32(DomainLayout.entriesPerFrame) {
       let entry = memory.maptrack(first + offset)
       let isLast = offset == UInt32(DomainLayout.entriesPerFrame) - 1
-      entry.state.pointee.store(0, ordering: .relaxed)
-      entry.vcpu.pointee.store(vcpu, ordering: .relaxed)
-      entry.reference.pointee.store(isLast ? last : first + offset + 1, ordering: .releasing)
+      entry.state.storeRelaxed(0)
+      entry.vcpu.storeRelaxed(vcpu)
+      entry.reference.storeReleasing(isLast ? last : first + offset + 1)
     }
   }
 
   private func claimFrame() -> Int? {
-    let limit = Int(memory.header.frameLimit.pointee.load(ordering: .relaxed))
+    let limit = Int(memory.header.frameLimit.loadRelaxed())
     for frame in 0..<min(limit, DomainLayout.frameCount) {
       let owner = memory.frameOwner(frame)
-      if owner.pointee.load(ordering: .relaxed) == 0,
-        owner.pointee.compareExchange(expected: 0, desired: join, ordering: .acquiringAndReleasing).exchanged
+      if owner.loadRelaxed() == 0,
+        owner.compareExchange(expected: 0, desired: join)
       {
         return frame
       }

@@ -31,15 +31,14 @@ public func maptrackBenchmark(
     running.append(
       try DedicatedThread(name: "maptrack-\(vcpu)") {
         while !ready.isSet { cxen_spin_hint() }
-        withUnsafeTemporaryAllocation(of: UInt32.self, capacity: batch) { handles in
-          for _ in 0..<(iterations / batch) {
-            var taken = 0
-            while taken < batch, let handle = maptrack.take(asVCPU: vcpu) {
-              handles[taken] = handle
-              taken += 1
-            }
-            for index in 0..<taken { maptrack.put(handles[index]) }
+        var handles = [UInt32](repeating: 0, count: batch)
+        for _ in 0..<(iterations / batch) {
+          var taken = 0
+          while taken < batch, let handle = maptrack.take(asVCPU: vcpu) {
+            handles[taken] = handle
+            taken += 1
           }
+          for index in 0..<taken { maptrack.put(handles[index]) }
         }
       })
   }

@@ -103,11 +103,11 @@ final class ControlServer: LoopClient {
       guard request.b <= UInt32(DomainLayout.grantCount - DomainLayout.firstGrant) else {
         throw .invalidArgument
       }
-      try domain(request.a).memory.header.pageLimit.pointee.store(request.b, ordering: .relaxed)
+      try domain(request.a).memory.header.pageLimit.storeRelaxed(request.b)
     case .status:
       let domain = try domain(request.a)
-      reply.a = domain.memory.header.pagesShared.pointee.load(ordering: .relaxed)
-      reply.b = domain.memory.header.pageLimit.pointee.load(ordering: .relaxed)
+      reply.a = domain.memory.header.pagesShared.loadRelaxed()
+      reply.b = domain.memory.header.pageLimit.loadRelaxed()
       reply.c = UInt32(domain.portCount)
       reply.d = UInt32(domain.joins.count)
     case .nextDomain:
@@ -191,23 +191,16 @@ final class ControlConnection: LoopClient {
 
   func ready(_ readiness: Readiness) {
     guard isOpen else { return }
-    var bytes: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
-    var raw: Int32 = -1
-    var count = 1
-    let got = withUnsafeMutableBytes(of: &bytes) { buffer -> Int in
-      let got = cxen_receive_with_fds(
-        descriptor.raw, buffer.baseAddress, ControlMessage.byteCount - input.count, &raw, &count)
-      if got > 0 { input.append(contentsOf: buffer[..<got]) }
-      return got
-    }
-    if count == 1, raw >= 0 { received = ReceivedDescriptor(raw) }
+    var descriptors: [Int32] = []
+    let got = receiveMessage(&input, &descriptors, limit: 1, on: descriptor.raw)
+    if let raw = descriptors.first { received = ReceivedDescriptor(raw) }
     if got < 0 {
       let error = Errno.current
       if error == .interrupted || error == .wouldBlock || error == .resourceTemporarilyUnavailable { return }
     }
     guard got > 0 else { return close() }
     guard input.count == ControlMessage.byteCount else { return }
-    let request = input.withUnsafeBytes { ControlMessage($0) }
+    let request = ControlMessage(input)
     input.removeAll(keepingCapacity: true)
     let taken = received
     received = ReceivedDescriptor(nil)
@@ -230,9 +223,7 @@ final class ControlConnection: LoopClient {
   // A client waits for each reply, so there is room for one; who does not read is cut off.
   private func send(_ reply: ControlMessage, _ descriptors: [Int32]) {
     guard isOpen else { return }
-    let sent = reply.withBytes { bytes in
-      cxen_send_with_fds(descriptor.raw, bytes.baseAddress, bytes.count, descriptors, descriptors.count)
-    }
+    let sent = sendMessage(reply.bytes, descriptors, on: descriptor.raw)
     if sent != ControlMessage.byteCount { close() }
   }
 }

@@ -63,14 +63,16 @@ struct ControlMessage {
     self.init(operation.rawValue, a: a, b: b, c: c, d: d)
   }
 
-  /// Reads a message from 32 bytes.
-  init(_ bytes: UnsafeRawBufferPointer) {
-    func number(_ index: Int) -> UInt32 { bytes.loadUnaligned(fromByteOffset: index * 4, as: UInt32.self) }
-    self.init(number(0), a: number(1), b: number(2), c: number(3), d: number(4))
+  /// Reads a message from its 32 bytes.
+  init(_ bytes: [UInt8]) {
+    self.init(bytes.number(0), a: bytes.number(1), b: bytes.number(2), c: bytes.number(3), d: bytes.number(4))
   }
 
-  /// Calls `body` with the 32 bytes of the message.
-  func withBytes<Result>(_ body: (UnsafeRawBufferPointer) -> Result) -> Result {
-    withUnsafeBytes(of: (code, a, b, c, d, UInt32(0), UInt32(0), UInt32(0))) { body($0) }
+  /// The 32 bytes of the message.
+  var bytes: [UInt8] {
+    var bytes: [UInt8] = []
+    bytes.reserveCapacity(Self.byteCount)
+    for number in [code, a, b, c, d, 0, 0, 0] { bytes.append(number: number) }
+    return bytes
   }
 }

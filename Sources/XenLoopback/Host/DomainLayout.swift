@@ -13,9 +13,11 @@
 //   then          maptrack entries, 32 bytes each, 128 to a frame
 
 internal import Platform
-internal import Synchronization
 
 /// Sizes and offsets of a domain's tables.
+///
+/// Every count is a power of two: a number that came out of shared memory is masked to be one of the table's
+/// (`DomainMemory`), and so leads nowhere else.
 enum DomainLayout {
   /// A domain that cannot be (xen.h: DOMID_INVALID).
   static let nobody: UInt16 = 0x7FF4
@@ -41,24 +43,6 @@ enum DomainLayout {
   static let maptrack = grants + grantCount * 32
   static let byteCount = maptrack + maptrackCount * 32
   static let pageBytes = grantCount * Page.size
-}
-
-/// An atomic number in shared memory.
-typealias SharedUInt32 = UnsafeMutablePointer<Atomic<UInt32>>
-/// An atomic number in shared memory.
-typealias SharedUInt64 = UnsafeMutablePointer<Atomic<UInt64>>
-
-/// A place in shared memory with numbers at fixed offsets.
-struct SharedRecord: @unchecked Sendable {
-  // SAFETY: all access goes through atomics; the mapping outlives the records, which are made when needed.
-  let base: UnsafeMutableRawPointer
-
-  @inline(__always) func word32(_ offset: Int) -> SharedUInt32 {
-    (base + offset).assumingMemoryBound(to: Atomic<UInt32>.self)
-  }
-  @inline(__always) func word64(_ offset: Int) -> SharedUInt64 {
-    (base + offset).assumingMemoryBound(to: Atomic<UInt64>.self)
-  }
 }
 
 /// The header of a domain's tables.

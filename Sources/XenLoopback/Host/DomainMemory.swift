@@ -27,14 +27,14 @@ final class DomainMemory: Sendable {
     pagesDescriptor = try Self.file("xen-pages", DomainLayout.pageBytes)
     tables = try MappedRegion(sharing: tablesDescriptor.raw, byteCount: DomainLayout.byteCount)
     let header = header
-    header.magic.pointee.store(DomainLayout.magic, ordering: .relaxed)
-    header.domain.pointee.store(UInt32(domain), ordering: .relaxed)
-    header.serial.pointee.store(serial, ordering: .relaxed)
-    header.pageLimit.pointee.store(pageLimit, ordering: .relaxed)
-    header.frameLimit.pointee.store(frameLimit, ordering: .relaxed)
-    header.grantHint.pointee.store(UInt32(DomainLayout.firstGrant), ordering: .relaxed)
-    header.grantHighWater.pointee.store(UInt32(DomainLayout.firstGrant), ordering: .relaxed)
-    header.alive.pointee.store(1, ordering: .releasing)
+    header.magic.storeRelaxed(DomainLayout.magic)
+    header.domain.storeRelaxed(UInt32(domain))
+    header.serial.storeRelaxed(serial)
+    header.pageLimit.storeRelaxed(pageLimit)
+    header.frameLimit.storeRelaxed(frameLimit)
+    header.grantHint.storeRelaxed(UInt32(DomainLayout.firstGrant))
+    header.grantHighWater.storeRelaxed(UInt32(DomainLayout.firstGrant))
+    header.alive.storeReleasing(1)
   }
 
   private init(
@@ -43,62 +43,89 @@ final class DomainMemory: Sendable {
     tablesDescriptor = tables
     pagesDescriptor = pages
     self.tables = try MappedRegion(sharing: tablesDescriptor.raw, byteCount: DomainLayout.byteCount)
-    let header = DomainHeader(record: SharedRecord(base: self.tables.baseAddress))
-    guard header.magic.pointee.load(ordering: .relaxed) == DomainLayout.magic else { throw .invalidArgument }
-    domain = UInt16(truncatingIfNeeded: header.domain.pointee.load(ordering: .relaxed))
-    serial = header.serial.pointee.load(ordering: .relaxed)
+    // SAFETY: `header` cannot be asked for before all is set; the region is as long as the layout.
+    let header = unsafe DomainHeader(record: SharedRecord(self.tables.baseAddress))
+    guard header.magic.loadRelaxed() == DomainLayout.magic else { throw .invalidArgument }
+    domain = UInt16(truncatingIfNeeded: header.domain.loadRelaxed())
+    serial = header.serial.loadRelaxed()
   }
 
   deinit {
     window.withLock { window in
-      if let window { _ = munmap(UnsafeMutableRawPointer(bitPattern: window), DomainLayout.pageBytes) }
+      // SAFETY: mapped by `pagesWindow` with this length; whoever has pointers into it keeps this object.
+      if let window { _ = unsafe munmap(UnsafeMutableRawPointer(bitPattern: window), DomainLayout.pageBytes) }
     }
   }
 
   private static func file(_ name: String, _ byteCount: Int) throws(Errno) -> OwnedDescriptor {
-    let file = OwnedDescriptor(try retrying { cxen_memfd_create(name, UInt32(cxen_MFD_CLOEXEC)) })
+    // SAFETY: a string that the call reads.
+    let file = OwnedDescriptor(try retrying { unsafe cxen_memfd_create(name, UInt32(cxen_MFD_CLOEXEC)) })
     try retrying { ftruncate(file.raw, off_t(byteCount)) }
     return file
   }
 
   // MARK: what is where
 
-  private func record(_ offset: Int) -> SharedRecord { SharedRecord(base: tables.baseAddress + offset) }
+  /// The record with a number in one of the tables; whatever the number, it is one of that table's.
+  ///
+  /// Whoever uses a record, or a word of it, holds this object meanwhile.
+  ///
+  /// - Parameters:
+  ///   - table: where the table begins.
+  ///   - stride: the length of a record in bytes.
+  ///   - index: of any value, as it may come out of a table.
+  ///   - count: a power of two.
+  @inline(__always)
+  private func record(_ table: Int, stride: Int, _ index: Int, of count: Int) -> SharedRecord {
+    // SAFETY: masked, so it is one of `count` records, which the layout has there; tables and strides are multiples of 8
+    // (frames and joins have words of 4 and 8 bytes, and ask for 32-bit words only).
+    unsafe SharedRecord(tables.baseAddress + (table &+ (index & (count &- 1)) &* stride))
+  }
 
-  var header: DomainHeader { DomainHeader(record: record(0)) }
-  var isAlive: Bool { header.alive.pointee.load(ordering: .acquiring) == 1 }
+  var header: DomainHeader { DomainHeader(record: record(0, stride: 0, 0, of: 1)) }
+  var isAlive: Bool { header.alive.loadAcquiring() == 1 }
 
   /// The pages that one join shares; the join's place came with its number.
-  func pagesShared(byJoinAt place: Int) -> SharedUInt32 { record(DomainLayout.joins).word32(place * 8 + 4) }
+  func pagesShared(byJoinAt place: Int) -> SharedUInt32 {
+    record(DomainLayout.joins, stride: 8, place, of: DomainLayout.joinCount).word32(4)
+  }
 
-  func frameOwner(_ frame: Int) -> SharedUInt32 { record(DomainLayout.frames).word32(frame * 4) }
+  func frameOwner(_ frame: Int) -> SharedUInt32 {
+    record(DomainLayout.frames, stride: 4, frame, of: DomainLayout.frameCount).word32(0)
+  }
 
   @inline(__always) func handle(_ index: Int) -> HandleEntry {
-    HandleEntry(record: record(DomainLayout.handles + index * 16))
+    HandleEntry(record: record(DomainLayout.handles, stride: 16, index, of: DomainLayout.handleCount))
   }
   @inline(__always) func port(_ port: UInt32) -> PortEntry {
-    PortEntry(record: record(DomainLayout.ports + Int(port) * 32))
+    PortEntry(record: record(DomainLayout.ports, stride: 32, Int(port), of: DomainLayout.portCount))
   }
   @inline(__always) func grant(_ reference: UInt32) -> GrantEntry {
-    GrantEntry(record: record(DomainLayout.grants + Int(reference) * 32))
+    GrantEntry(record: record(DomainLayout.grants, stride: 32, Int(reference), of: DomainLayout.grantCount))
   }
   @inline(__always) func maptrack(_ handle: UInt32) -> MaptrackEntry {
-    MaptrackEntry(record: record(DomainLayout.maptrack + Int(handle) * 32))
+    MaptrackEntry(
+      record: record(DomainLayout.maptrack, stride: 32, Int(handle), of: DomainLayout.maptrackCount))
   }
 
   /// The domain's pages mapped as a whole, for grant copy; made when first asked for.
+  ///
+  /// - Returns: `DomainLayout.pageBytes` bytes, mapped for as long as this object lives.
   func pagesWindow() throws(Errno) -> UnsafeMutableRawPointer {
     let address: Result<UInt, Errno> = window.withLock { window in
       if let window { return .success(window) }
-      let address = mmap(
+      // SAFETY: without MAP_FIXED nothing that exists is mapped over; unmapped in the deinit.
+      let address = unsafe mmap(
         nil, DomainLayout.pageBytes, PROT_READ | PROT_WRITE, Int32(MAP_SHARED) | Int32(MAP_NORESERVE),
         pagesDescriptor.raw, 0)
-      guard let address, address != MAP_FAILED else { return .failure(.current) }
-      window = UInt(bitPattern: address)
-      return .success(UInt(bitPattern: address))
+      guard let address = unsafe address, unsafe address != MAP_FAILED else { return .failure(.current) }
+      let number = UInt(bitPattern: address)
+      window = number
+      return .success(number)
     }
-    guard let pointer = UnsafeMutableRawPointer(bitPattern: try address.get()) else { throw .noMemory }
-    return pointer
+    // SAFETY: the address that mmap gave.
+    guard let pointer = unsafe UnsafeMutableRawPointer(bitPattern: try address.get()) else { throw .noMemory }
+    return unsafe pointer
   }
 
   // MARK: one mapping for a process
@@ -133,7 +160,8 @@ final class DomainMemory: Sendable {
 
   private static func inode(_ descriptor: Int32) throws(Errno) -> UInt64 {
     var status = stat()
-    try retrying { fstat(descriptor, &status) }
+    // SAFETY: the call fills the local variable.
+    try retrying { unsafe fstat(descriptor, &status) }
     return UInt64(status.st_ino)
   }
 

@@ -6,29 +6,32 @@
 internal import Glibc
 
 /// A value that one thread uses at a time, about 20 ns when nobody else wants it.
-struct Guarded<Value: ~Copyable>: ~Copyable, @unchecked Sendable {
+@safe struct Guarded<Value: ~Copyable>: ~Copyable, @unchecked Sendable {
   // SAFETY: the value is only reached with the mutex held; both live as long as this owner.
   private let mutex: UnsafeMutablePointer<pthread_mutex_t>
   private let value: UnsafeMutablePointer<Value>
 
   init(_ value: consuming Value) {
-    mutex = .allocate(capacity: 1)
-    mutex.initialize(to: pthread_mutex_t())
-    pthread_mutex_init(mutex, nil)
-    self.value = .allocate(capacity: 1)
-    self.value.initialize(to: value)
+    // SAFETY: two allocations of one element, initialised here, given back in the deinit. A mutex must not move.
+    unsafe mutex = .allocate(capacity: 1)
+    unsafe mutex.initialize(to: pthread_mutex_t())
+    unsafe pthread_mutex_init(mutex, nil)
+    unsafe self.value = .allocate(capacity: 1)
+    unsafe self.value.initialize(to: value)
   }
 
   deinit {
-    pthread_mutex_destroy(mutex)
-    mutex.deallocate()
-    value.deinitialize(count: 1)
-    value.deallocate()
+    // SAFETY: nobody is in `withLock`, which borrows this value.
+    unsafe pthread_mutex_destroy(mutex)
+    unsafe mutex.deallocate()
+    unsafe value.deinitialize(count: 1)
+    unsafe value.deallocate()
   }
 
   borrowing func withLock<Result>(_ body: (inout Value) -> Result) -> Result {
-    pthread_mutex_lock(mutex)
-    defer { pthread_mutex_unlock(mutex) }
-    return body(&value.pointee)
+    // SAFETY: with the mutex held the value is this thread's alone, until `body` returns.
+    unsafe pthread_mutex_lock(mutex)
+    defer { unsafe pthread_mutex_unlock(mutex) }
+    return unsafe body(&value.pointee)
   }
 }

@@ -28,20 +28,20 @@ extension HostMachine {
   private func unmapEverything(_ join: HostJoin, _ domain: HostDomain) {
     for frame in 0..<DomainLayout.frameCount {
       let owner = domain.memory.frameOwner(frame)
-      guard owner.pointee.load(ordering: .acquiring) == join.number else { continue }
+      guard owner.loadAcquiring() == join.number else { continue }
       for offset in 0..<DomainLayout.entriesPerFrame {
         let entry = domain.memory.maptrack(UInt32(frame * DomainLayout.entriesPerFrame + offset))
-        let state = entry.state.pointee.exchange(0, ordering: .acquiringAndReleasing)
+        let state = entry.state.exchange(0)
         guard state & MaptrackEntry.active != 0 else { continue }
-        let reference = entry.reference.pointee.load(ordering: .relaxed)
+        let reference = entry.reference.loadRelaxed()
         let granter = domains[UInt16(truncatingIfNeeded: state)]
-        if let granter, granter.memory.serial == entry.serial.pointee.load(ordering: .relaxed) {
-          clear(entry.clearOffset.pointee.load(ordering: .relaxed), of: reference, in: granter.memory)
+        if let granter, granter.memory.serial == entry.serial.loadRelaxed() {
+          clear(entry.clearOffset.loadRelaxed(), of: reference, in: granter.memory)
           granter.memory.unpin(reference, writable: state & MaptrackEntry.readOnly == 0, join: join.number)
         }
-        send(domain, entry.notifyPort.pointee.load(ordering: .relaxed))
+        send(domain, entry.notifyPort.loadRelaxed())
       }
-      owner.pointee.store(0, ordering: .releasing)
+      owner.storeReleasing(0)
     }
   }
 
@@ -50,18 +50,18 @@ extension HostMachine {
     var free: [UInt32] = []
     for reference in memory.usedReferences {
       let entry = memory.grant(reference)
-      guard entry.word.pointee.load(ordering: .acquiring) & GrantEntry.permitAccess != 0,
-        entry.owner.pointee.load(ordering: .relaxed) == join.number
+      guard entry.word.loadAcquiring() & GrantEntry.permitAccess != 0,
+        entry.owner.loadRelaxed() == join.number
       else { continue }
-      clear(entry.clearOffset.pointee.load(ordering: .relaxed), of: reference, in: memory)
-      let port = entry.notifyPort.pointee.load(ordering: .relaxed)
+      clear(entry.clearOffset.loadRelaxed(), of: reference, in: memory)
+      let port = entry.notifyPort.loadRelaxed()
       if memory.revoke(reference, join: join.number) { free.append(reference) }
       send(domain, port)
     }
     memory.free(free)
     let share = memory.pagesShared(byJoinAt: join.place)
-    memory.header.pagesShared.pointee.wrappingSubtract(
-      share.pointee.exchange(0, ordering: .relaxed), ordering: .relaxed)
+    memory.header.pagesShared.subtractRelaxed(
+      share.exchangeRelaxed(0))
   }
 
   /// Entries that the join was making or freeing when it died, in any domain.
@@ -70,7 +70,7 @@ extension HostMachine {
     for domain in domains.values {
       let memory = domain.memory
       for reference in memory.usedReferences
-      where memory.grant(reference).word.pointee.load(ordering: .acquiring) == mark {
+      where memory.grant(reference).word.loadAcquiring() == mark {
         memory.free(reference, count: 1)
       }
     }
@@ -79,6 +79,7 @@ extension HostMachine {
   private func clear(_ offset: UInt32, of reference: UInt32, in memory: DomainMemory) {
     guard offset < UInt32(Page.size), DomainMemory.isReference(reference) else { return }
     var zero: UInt8 = 0
-    _ = pwrite(memory.pagesDescriptor.raw, &zero, 1, off_t(Int(reference) << Page.shift + Int(offset)))
+    // SAFETY: one byte of a local variable.
+    _ = unsafe pwrite(memory.pagesDescriptor.raw, &zero, 1, off_t(Int(reference) << Page.shift + Int(offset)))
   }
 }

@@ -32,13 +32,14 @@ final class HostDirectory {
       throw XenError(
         .invalid, "the loopback directory \(path) is too long for the sockets in it; choose a shorter path")
     }
-    isOurs = mkdir(path, 0o700) == 0
+    // SAFETY of the calls below that take a path: a string that the call reads, and locals that it fills.
+    isOurs = unsafe mkdir(path, 0o700) == 0
     if !isOurs {
       guard Errno.current == .fileExists else {
         throw XenError(errno: .current, "cannot create the loopback directory \(path)")
       }
       var status = stat()
-      guard lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFDIR else {
+      guard unsafe lstat(path, &status) == 0, status.st_mode & S_IFMT == S_IFDIR else {
         throw XenError(.invalid, "\(path) is not a directory; a loopback host needs one of its own")
       }
       guard status.st_uid == geteuid(), status.st_mode & 0o077 == 0 else {
@@ -47,7 +48,8 @@ final class HostDirectory {
           "the loopback directory \(path) is open to other users; run `chmod 700 \(path)` or choose another")
       }
     }
-    let file = open(LoopbackPaths.lock(path), O_RDWR | O_CREAT | cxen_O_CLOEXEC, 0o600)
+    // SAFETY: as above.
+    let file = unsafe open(LoopbackPaths.lock(path), O_RDWR | O_CREAT | cxen_O_CLOEXEC, 0o600)
     guard file >= 0 else { throw XenError(errno: .current, "cannot open \(LoopbackPaths.lock(path))") }
     lock = OwnedDescriptor(file)
     guard cxen_lock_whole_file(file, 1) == 0 else {
@@ -59,7 +61,9 @@ final class HostDirectory {
     // The host before may have removed the file between our opening and locking it.
     var ours = stat()
     var there = stat()
-    guard fstat(file, &ours) == 0, stat(LoopbackPaths.lock(path), &there) == 0, ours.st_ino == there.st_ino
+    // SAFETY: as above.
+    guard unsafe fstat(file, &ours) == 0, unsafe stat(LoopbackPaths.lock(path), &there) == 0,
+      ours.st_ino == there.st_ino
     else {
       throw XenError(.denied, "a loopback host in \(path) is just ending; start again")
     }
@@ -87,45 +91,53 @@ final class HostDirectory {
   ///
   /// - Returns: where its xenstore socket goes.
   func makeStorePath(_ domain: UInt16) throws(Errno) -> String {
-    if mkdir(LoopbackPaths.domain(path, domain), 0o700) != 0, Errno.current != .fileExists { throw .current }
+    // SAFETY: a string that the call reads.
+    if unsafe mkdir(LoopbackPaths.domain(path, domain), 0o700) != 0, Errno.current != .fileExists {
+      throw .current
+    }
     return LoopbackPaths.store(path, domain)
   }
 
   func removeStore(_ domain: UInt16) {
-    _ = unlink(LoopbackPaths.store(path, domain))
-    _ = rmdir(LoopbackPaths.domain(path, domain))
+    // SAFETY: strings that the calls read.
+    _ = unsafe unlink(LoopbackPaths.store(path, domain))
+    _ = unsafe rmdir(LoopbackPaths.domain(path, domain))
   }
 
   /// Removes what the host made; the directory too, if it made that.
   func remove() {
     removeLeftovers()
-    _ = unlink(LoopbackPaths.lock(path))
-    if isOurs { _ = rmdir(path) }
+    // SAFETY: strings that the calls read.
+    _ = unsafe unlink(LoopbackPaths.lock(path))
+    if isOurs { _ = unsafe rmdir(path) }
   }
 
   private func removeLeftovers() {
-    _ = unlink(controlPath)
-    guard let directory = opendir(path) else { return }
-    defer { closedir(directory) }
-    while let entry = readdir(directory) {
-      let name = withUnsafePointer(to: &entry.pointee.d_name) { pointer in
-        pointer.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+    // SAFETY: a stream that is closed at the end; an entry is used before the next is read, and its name ends in NUL
+    // within its 256 bytes (readdir(3)).
+    _ = unsafe unlink(controlPath)
+    guard let directory = unsafe opendir(path) else { return }
+    defer { unsafe closedir(directory) }
+    while let entry = unsafe readdir(directory) {
+      let name = unsafe withUnsafePointer(to: &entry.pointee.d_name) { pointer in
+        unsafe pointer.withMemoryRebound(to: CChar.self, capacity: 256) { unsafe String(cString: $0) }
       }
       if name.hasPrefix("dom"), let number = UInt16(name.dropFirst(3)) { removeStore(number) }
     }
   }
 
   private static func readNumber(_ file: Int32) -> String {
-    withUnsafeTemporaryAllocation(byteCount: 16, alignment: 1) { buffer in
-      let got = pread(file, buffer.baseAddress, 16, 0)
-      let digits = buffer[..<max(0, got)].prefix { $0 >= 48 && $0 <= 57 }
-      return digits.isEmpty ? "unknown" : String(decoding: digits, as: UTF8.self)
-    }
+    var bytes = [UInt8](repeating: 0, count: 16)
+    // SAFETY: the call fills at most the array's 16 bytes.
+    let got = unsafe pread(file, &bytes, 16, 0)
+    let digits = bytes[..<max(0, got)].prefix { $0 >= 48 && $0 <= 57 }
+    return digits.isEmpty ? "unknown" : String(decoding: digits, as: UTF8.self)
   }
 
   private static func writeNumber(_ file: Int32) {
     _ = ftruncate(file, 0)
     let text = Array("\(getpid())\n".utf8)
-    _ = pwrite(file, text, text.count, 0)
+    // SAFETY: an array with its length.
+    _ = unsafe pwrite(file, text, text.count, 0)
   }
 }

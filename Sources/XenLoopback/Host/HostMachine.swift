@@ -93,7 +93,7 @@ final class HostMachine {
       end(join)
       join.disconnect()
     }
-    domain.memory.header.alive.pointee.store(0, ordering: .releasing)
+    domain.memory.header.alive.storeReleasing(0)
     domains[number] = nil
     // Nothing can be bound to a domain that is gone; the other ends are unbound for good.
   }
@@ -102,21 +102,19 @@ final class HostMachine {
   /// (Linux's gntalloc and evtchn drivers hear nothing of it: pages stay mapped in the domain, ports stay numbers).
   func invalidate(_ domain: HostDomain) {
     let memory = domain.memory
-    for reference in UInt32(
-      DomainLayout.firstGrant)..<memory.header.grantHighWater.pointee.load(ordering: .acquiring)
-    { memory.redirect(reference, to: DomainLayout.nobody) }
+    for reference in memory.usedReferences { memory.redirect(reference, to: DomainLayout.nobody) }
     for handle in handles.values where handle.join.serial == memory.serial {
       for port in handle.ports {
         let entry = memory.port(port)
-        let state = entry.state.pointee.load(ordering: .relaxed)
+        let state = entry.state.loadRelaxed()
         if PortEntry.kind(state) == .interdomain, let other = domains[PortEntry.domain(state)],
-          other.memory.serial == entry.remoteSerial.pointee.load(ordering: .relaxed)
+          other.memory.serial == entry.remoteSerial.loadRelaxed()
         {
-          other.memory.port(PortEntry.port(state)).state.pointee.store(
-            PortEntry.state(.unbound, domain: DomainLayout.nobody, port: 0), ordering: .releasing)
+          other.memory.port(PortEntry.port(state)).state.storeReleasing(
+            PortEntry.state(.unbound, domain: DomainLayout.nobody, port: 0))
         }
-        entry.state.pointee.store(
-          PortEntry.state(.unbound, domain: DomainLayout.nobody, port: 0), ordering: .releasing)
+        entry.state.storeReleasing(
+          PortEntry.state(.unbound, domain: DomainLayout.nobody, port: 0))
       }
     }
   }
@@ -145,7 +143,7 @@ final class HostMachine {
     var found: Set<UInt16> = []
     for handle in handles.values where handle.join === join {
       for port in handle.ports {
-        let state = memory.port(port).state.pointee.load(ordering: .relaxed)
+        let state = memory.port(port).state.loadRelaxed()
         if PortEntry.kind(state) == .interdomain { found.insert(PortEntry.domain(state)) }
       }
     }
@@ -167,23 +165,23 @@ final class HostMachine {
     lastHandle += 1
     let handle = HostHandle(number: lastHandle, index: index, join: join, descriptor: descriptor)
     let entry = domain.memory.handle(index)
-    entry.announced.pointee.store(0, ordering: .relaxed)
-    entry.id.pointee.store(handle.number, ordering: .releasing)
+    entry.announced.storeRelaxed(0)
+    entry.id.storeReleasing(handle.number)
     handles[handle.number] = handle
     return handle
   }
 
   func closeHandle(_ handle: HostHandle) {
     for port in handle.ports { closePort(handle, port) }
-    domain(of: handle.join)?.memory.handle(handle.index).id.pointee.store(0, ordering: .releasing)
+    domain(of: handle.join)?.memory.handle(handle.index).id.storeReleasing(0)
     handles[handle.number] = nil
   }
 
   func bindUnbound(_ handle: HostHandle, remote: UInt16) throws(Errno) -> UInt32 {
     guard remote < 0x7FF0 else { throw .invalidArgument }
     let (domain, port) = try allocatePort(handle)
-    domain.memory.port(port).state.pointee.store(
-      PortEntry.state(.unbound, domain: remote, port: 0), ordering: .releasing)
+    domain.memory.port(port).state.storeReleasing(
+      PortEntry.state(.unbound, domain: remote, port: 0))
     return port
   }
 
@@ -192,21 +190,21 @@ final class HostMachine {
     guard let other = domains[remote] else { throw .noSuchProcess }
     guard remotePort > 0, remotePort < UInt32(DomainLayout.portCount) else { throw .invalidArgument }
     let theirs = other.memory.port(remotePort)
-    let state = theirs.state.pointee.load(ordering: .relaxed)
+    let state = theirs.state.loadRelaxed()
     // Xen says EINVAL for all of these (evtchn_bind_interdomain).
     guard PortEntry.kind(state) == .unbound, PortEntry.domain(state) == handle.join.domain else {
       throw .invalidArgument
     }
     let (domain, port) = try allocatePort(handle)
     let ours = domain.memory.port(port)
-    ours.remoteSerial.pointee.store(other.memory.serial, ordering: .relaxed)
-    theirs.remoteSerial.pointee.store(domain.memory.serial, ordering: .relaxed)
-    ours.state.pointee.store(
-      PortEntry.state(.interdomain, domain: remote, port: remotePort), ordering: .releasing)
-    theirs.state.pointee.store(
-      PortEntry.state(.interdomain, domain: handle.join.domain, port: port), ordering: .releasing)
+    ours.remoteSerial.storeRelaxed(other.memory.serial)
+    theirs.remoteSerial.storeRelaxed(domain.memory.serial)
+    ours.state.storeReleasing(
+      PortEntry.state(.interdomain, domain: remote, port: remotePort))
+    theirs.state.storeReleasing(
+      PortEntry.state(.interdomain, domain: handle.join.domain, port: port))
     // "Notifications may have been lost before": the binder looks once for itself.
-    ours.bits.pointee.bitwiseOr(PortEntry.pending, ordering: .acquiringAndReleasing)
+    ours.bits.or(PortEntry.pending)
     kick(handle)
     return port
   }
@@ -214,17 +212,17 @@ final class HostMachine {
   func closePort(_ handle: HostHandle, _ port: UInt32) {
     guard handle.ports.remove(port) != nil, let domain = domain(of: handle.join) else { return }
     let entry = domain.memory.port(port)
-    let state = entry.state.pointee.load(ordering: .relaxed)
+    let state = entry.state.loadRelaxed()
     if PortEntry.kind(state) == .interdomain, let other = domains[PortEntry.domain(state)],
-      other.memory.serial == entry.remoteSerial.pointee.load(ordering: .relaxed)
+      other.memory.serial == entry.remoteSerial.loadRelaxed()
     {
       // The other end stays, and may be bound again by the same domain.
-      other.memory.port(PortEntry.port(state)).state.pointee.store(
-        PortEntry.state(.unbound, domain: handle.join.domain, port: 0), ordering: .releasing)
+      other.memory.port(PortEntry.port(state)).state.storeReleasing(
+        PortEntry.state(.unbound, domain: handle.join.domain, port: 0))
     }
-    entry.state.pointee.store(PortEntry.state(.free, domain: 0, port: 0), ordering: .releasing)
-    entry.handle.pointee.store(0, ordering: .relaxed)
-    entry.bits.pointee.store(0, ordering: .releasing)
+    entry.state.storeReleasing(PortEntry.state(.free, domain: 0, port: 0))
+    entry.handle.storeRelaxed(0)
+    entry.bits.storeReleasing(0)
     domain.portsInUse[Int(port)] = false
     domain.portCount -= 1
   }
@@ -233,12 +231,12 @@ final class HostMachine {
   func send(_ domain: HostDomain, _ port: UInt32) {
     guard port > 0, port < UInt32(DomainLayout.portCount) else { return }
     let entry = domain.memory.port(port)
-    let state = entry.state.pointee.load(ordering: .acquiring)
+    let state = entry.state.loadAcquiring()
     guard PortEntry.kind(state) == .interdomain, let other = domains[PortEntry.domain(state)] else { return }
     let theirs = other.memory.port(PortEntry.port(state))
-    let before = theirs.bits.pointee.bitwiseOr(PortEntry.pending, ordering: .acquiringAndReleasing).oldValue
+    let before = theirs.bits.or(PortEntry.pending)
     if before & (PortEntry.pending | PortEntry.masked) == 0,
-      let handle = handles[theirs.handle.pointee.load(ordering: .acquiring)]
+      let handle = handles[theirs.handle.loadAcquiring()]
     {
       kick(handle)
     }
@@ -246,10 +244,11 @@ final class HostMachine {
 
   /// Makes a handle's owner look at its ports.
   func kick(_ handle: HostHandle) {
-    domain(of: handle.join)?.memory.handle(handle.index).announced.pointee.wrappingAdd(
-      1, ordering: .releasing)
+    domain(of: handle.join)?.memory.handle(handle.index).announced.addReleasing(
+      1)
     var one: UInt64 = 1
-    _ = Glibc.write(handle.descriptor.raw, &one, 8)
+    // SAFETY: eight bytes of a local variable.
+    _ = unsafe Glibc.write(handle.descriptor.raw, &one, 8)
   }
 
   /// The lowest free port, as Xen gives it, wired to its handle and not yet bound to anything.
@@ -261,9 +260,9 @@ final class HostMachine {
     let port = UInt32(free)
     handle.ports.insert(port)
     let entry = domain.memory.port(port)
-    entry.bits.pointee.store(0, ordering: .relaxed)
-    entry.handleIndex.pointee.store(UInt32(handle.index), ordering: .relaxed)
-    entry.handle.pointee.store(handle.number, ordering: .releasing)
+    entry.bits.storeRelaxed(0)
+    entry.handleIndex.storeRelaxed(UInt32(handle.index))
+    entry.handle.storeReleasing(handle.number)
     return (domain, port)
   }
 }

@@ -47,11 +47,11 @@ public final class LoopbackHost: Sendable {
     state.onLostPeer { lostPeer(DomainID($0), DomainID($1)) }
     try state.open(pageLimit: pageLimit)
     wake = state.stop
-    // The state is made here and then used by the thread alone.
+    // SAFETY: the state is made here and then used by the thread alone.
     nonisolated(unsafe) let handed = state
     do {
       // Removing a deep subtree of xenstore recurses once for each level; only what is touched takes memory.
-      thread = try DedicatedThread(name: "xen-loopback", stackSize: 8 << 20) { handed.run() }
+      thread = try DedicatedThread(name: "xen-loopback", stackSize: 8 << 20) { unsafe handed.run() }
     } catch {
       throw XenError(errno: error, "cannot start a loopback host in \(directory)")
     }

@@ -87,7 +87,7 @@ final class XenStoreConnection: LoopClient {
       if input.count < XenStoreLimits.headerBytes {
         wanted = XenStoreLimits.headerBytes - input.count
       } else {
-        let header = input.withUnsafeBytes { XenStoreHeader($0) }
+        let header = XenStoreHeader(input)
         wanted = XenStoreLimits.headerBytes + Int(header.byteCount) - input.count
       }
       if wanted > 0 {
@@ -96,7 +96,7 @@ final class XenStoreConnection: LoopClient {
         if got == 0 { return close() }
       }
       guard input.count >= XenStoreLimits.headerBytes else { continue }
-      let header = input.withUnsafeBytes { XenStoreHeader($0) }
+      let header = XenStoreHeader(input)
       guard header.byteCount <= XenStoreLimits.payloadBytes else { return close() }
       guard input.count == XenStoreLimits.headerBytes + Int(header.byteCount) else { continue }
       let payload = XenStorePayload(bytes: Array(input[XenStoreLimits.headerBytes...]))
@@ -107,10 +107,11 @@ final class XenStoreConnection: LoopClient {
 
   /// - Returns: how many bytes came; 0 at the end, -1 when there is nothing for now.
   private func read(_ wanted: Int) -> Int {
-    withUnsafeTemporaryAllocation(byteCount: wanted, alignment: 16) { buffer in
+    // SAFETY: the kernel writes at most `wanted` bytes, which the buffer has; what it says it wrote is read.
+    unsafe withUnsafeTemporaryAllocation(byteCount: wanted, alignment: 16) { buffer in
       while true {
-        let got = Glibc.read(descriptor.raw, buffer.baseAddress, wanted)
-        if got > 0 { input.append(contentsOf: buffer[..<got]) }
+        let got = unsafe Glibc.read(descriptor.raw, buffer.baseAddress, wanted)
+        if got > 0 { unsafe input.append(contentsOf: buffer[..<got]) }
         if got >= 0 { return got }
         switch Errno.current {
         case .interrupted: continue
@@ -123,8 +124,9 @@ final class XenStoreConnection: LoopClient {
 
   private func flush() {
     while isOpen && sent < output.count {
-      let count = output.withUnsafeBytes { bytes in
-        Glibc.send(
+      // SAFETY: what is left of the array, from `sent`, which is less than its length.
+      let count = unsafe output.withUnsafeBytes { bytes in
+        unsafe Glibc.send(
           descriptor.raw, bytes.baseAddress?.advanced(by: sent), bytes.count - sent, Int32(MSG_NOSIGNAL))
       }
       if count > 0 {

@@ -69,12 +69,12 @@ struct XenStoreHeader {
   var transaction: UInt32
   var byteCount: UInt32
 
-  /// Reads a header from 16 bytes; the numbers are in the machine's own order.
-  init(_ bytes: UnsafeRawBufferPointer) {
-    type = bytes.loadUnaligned(fromByteOffset: 0, as: UInt32.self)
-    request = bytes.loadUnaligned(fromByteOffset: 4, as: UInt32.self)
-    transaction = bytes.loadUnaligned(fromByteOffset: 8, as: UInt32.self)
-    byteCount = bytes.loadUnaligned(fromByteOffset: 12, as: UInt32.self)
+  /// Reads a header from the first 16 bytes; the numbers are in the machine's own order.
+  init(_ bytes: [UInt8]) {
+    type = bytes.number(0)
+    request = bytes.number(1)
+    transaction = bytes.number(2)
+    byteCount = bytes.number(3)
   }
 
   init(type: UInt32, request: UInt32, transaction: UInt32, byteCount: Int) {
@@ -86,7 +86,7 @@ struct XenStoreHeader {
 
   func append(to output: inout [UInt8]) {
     for number in [type, request, transaction, byteCount] {
-      withUnsafeBytes(of: number) { output.append(contentsOf: $0) }
+      output.append(number: number)
     }
   }
 }

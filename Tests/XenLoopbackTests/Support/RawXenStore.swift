@@ -54,7 +54,7 @@ final class RawXenStore {
   /// The next message of any kind.
   func next() -> Message? {
     guard let raw = receive(16) else { return nil }
-    let header = raw.withUnsafeBytes { XenStoreHeader($0) }
+    let header = XenStoreHeader(raw)
     guard let payload = receive(Int(header.byteCount)) else { return nil }
     return Message(
       type: header.type, request: header.request, transaction: header.transaction, payload: payload)
