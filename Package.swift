@@ -55,7 +55,7 @@ let package = Package(
         "Blkif", "Xen", "Platform", .product(name: "Logging", package: "swift-log"),
         .product(name: "SystemPackage", package: "swift-system"),
       ],
-      swiftSettings: strict),
+      swiftSettings: strictlySafe),
     .target(
       name: "XbdBack",
       dependencies: [

@@ -76,8 +76,7 @@ private final class ResetSteps {
       if now >= deadline {
         try perform(machine.handle(.timedOut))
       } else {
-        var events = pollfd(fd: store.fileDescriptor, events: Int16(POLLIN), revents: 0)
-        _ = poll(&events, 1, Int32(clamping: (deadline - now) / 1_000_000 + 1))
+        waitForWatch(deadline - now)
         var moved = false
         while try store.nextWatchEvent() != nil { moved = true }
         if moved { try perform(machine.handle(.backendState(try state(location.backendState)))) }
@@ -97,11 +96,17 @@ private final class ResetSteps {
     while settled == .closed {
       let now = MonotonicClock.nanoseconds()
       guard now < deadline else { return }
-      var events = pollfd(fd: store.fileDescriptor, events: Int16(POLLIN), revents: 0)
-      _ = poll(&events, 1, Int32(clamping: (deadline - now) / 1_000_000 + 1))
+      waitForWatch(deadline - now)
       while try store.nextWatchEvent() != nil {}
       settled = try state(location.backendState)
     }
+  }
+
+  /// Waits until a watch may have fired, or the time is over.
+  private func waitForWatch(_ nanoseconds: UInt64) {
+    var events = pollfd(fd: store.fileDescriptor, events: Int16(POLLIN), revents: 0)
+    // SAFETY: one descriptor, in a local.
+    _ = unsafe poll(&events, 1, Int32(clamping: nanoseconds / 1_000_000 + 1))
   }
 
   private func perform(_ actions: [FrontendStateMachine.Action]) throws(XenError) {

@@ -35,7 +35,9 @@ final class QueueConnection {
     let sharing = try system.openGrantSharing()
     ringPages = try sharing.share(pages: 1 << parameters.ringPageOrder, with: backend, writable: true)
     // The ring must be in order before the backend hears of it.
-    ring = FrontRing(pages: ringPages.baseAddress, pageCount: ringPages.pageCount, abi: options.abi)
+    // SAFETY: the pages stay for as long as the ring is used: here, then in the link, then in the queue, which keeps them
+    // until it gives the ring up (`QueueCore.isDead`).
+    ring = unsafe FrontRing(pages: ringPages.baseAddress, pageCount: ringPages.pageCount, abi: options.abi)
     var pool = GrantPool(
       sharing: sharing, backend: backend, mode: options.grants, bound: parameters.poolPagesPerQueue)
     guard let page = pool.take(1) else {

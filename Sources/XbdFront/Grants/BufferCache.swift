@@ -4,7 +4,6 @@
 // writes, and operations larger than the pool. Sizes are powers of two; a few buffers of each size are kept so
 // that a steady load allocates nothing.
 
-internal import Glibc
 internal import Platform
 
 /// Buffers by size class.
@@ -16,26 +15,22 @@ struct BufferCache: ~Copyable {
   /// Kept per class at most, in bytes; a larger buffer goes back to the system.
   private static let keptBytes = 4 << 20
 
-  /// The first word of a kept buffer points to the next one.
-  private let heads: UnsafeMutablePointer<UnsafeMutableRawPointer?>
-  private let counts: UnsafeMutablePointer<Int>
-
-  init() {
-    heads = .allocate(capacity: Self.classes)
-    heads.initialize(repeating: nil, count: Self.classes)
-    counts = .allocate(capacity: Self.classes)
-    counts.initialize(repeating: 0, count: Self.classes)
+  /// The buffers of one size that are kept.
+  private struct Shelf {
+    var first: PrivateBuffer?
+    var count = 0
   }
+
+  private var shelves = Table(repeating: Shelf(), count: Self.classes)
 
   deinit {
     for index in 0..<Self.classes {
-      while let buffer = heads[index] {
-        heads[index] = buffer.load(as: UnsafeMutableRawPointer?.self)
-        free(buffer)
+      var kept = shelves[index].first
+      while let buffer = kept {
+        kept = buffer.nextKept
+        buffer.deallocate()
       }
     }
-    heads.deallocate()
-    counts.deallocate()
   }
 
   /// The class that holds `byteCount` bytes.
@@ -47,31 +42,26 @@ struct BufferCache: ~Copyable {
   /// Gives a page-aligned buffer; its contents are left over from anywhere in this process.
   ///
   /// - Parameter byteCount: up to 128 MiB.
-  /// - Returns: nil when memory is short or `byteCount` too large.
-  mutating func take(_ byteCount: Int) -> UnsafeMutableRawPointer? {
+  /// - Returns: a buffer of at least that size; nil when memory is short or `byteCount` too large.
+  mutating func take(_ byteCount: Int) -> PrivateBuffer? {
     let index = Self.index(for: byteCount)
     guard index < Self.classes else { return nil }
-    if let buffer = heads[index] {
-      heads[index] = buffer.load(as: UnsafeMutableRawPointer?.self)
-      counts[index] -= 1
+    if let buffer = shelves[index].first {
+      shelves[index].first = buffer.nextKept
+      shelves[index].count -= 1
       return buffer
     }
-    var buffer: UnsafeMutableRawPointer?
-    guard posix_memalign(&buffer, Page.size, 1 << (index + Self.smallest)) == 0 else { return nil }
-    return buffer
+    return PrivateBuffer(allocating: 1 << (index + Self.smallest))
   }
 
   /// Gives a buffer back.
-  ///
-  /// - Parameter byteCount: what it was taken for.
-  mutating func put(_ buffer: UnsafeMutableRawPointer, _ byteCount: Int) {
-    let index = Self.index(for: byteCount)
-    guard (counts[index] + 1) << (index + Self.smallest) <= Self.keptBytes else {
-      free(buffer)
-      return
+  mutating func put(_ buffer: PrivateBuffer) {
+    let index = Self.index(for: buffer.byteCount)
+    guard (shelves[index].count + 1) << (index + Self.smallest) <= Self.keptBytes else {
+      return buffer.deallocate()
     }
-    buffer.storeBytes(of: heads[index], as: UnsafeMutableRawPointer?.self)
-    heads[index] = buffer
-    counts[index] += 1
+    buffer.nextKept = shelves[index].first
+    shelves[index].first = buffer
+    shelves[index].count += 1
   }
 }

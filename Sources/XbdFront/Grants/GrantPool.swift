@@ -6,8 +6,8 @@
 //
 //   unused indices ──share(chunk)──► free list ──take(n)──► a request's list ──put──► free list (in the same order)
 //
-// Pages are numbered; three arrays say for each number where it is, its grant reference, and what follows it in
-// its list. A request's pages are one such list, so that taking and giving back any number of them allocates
+// Pages are numbered; a table says for each number where it is, its grant reference, and what follows it in its
+// list. A request's pages are one such list, so that taking and giving back any number of them allocates
 // nothing, and giving back is one splice that keeps neighbours next to each other.
 
 internal import Blkif
@@ -34,16 +34,27 @@ struct PageList {
   /// Takes the first pages off the list.
   ///
   /// - Parameter wanted: 1 or more, and not more than there are.
-  mutating func cut(_ wanted: Int, _ links: UnsafeMutablePointer<Int32>) -> PageList {
+  @inline(__always)
+  mutating func cut(_ wanted: Int, _ pages: inout Table<PoolPage>) -> PageList {
     var end = first
-    for _ in 1..<max(wanted, 1) { end = links[Int(end)] }
+    for _ in 1..<max(wanted, 1) { end = pages[end].next }
     let taken = PageList(first: first, last: end, count: Int32(wanted))
-    first = links[Int(end)]
+    first = pages[end].next
     count -= Int32(wanted)
     if count == 0 { self = PageList() }
-    links[Int(end)] = -1
+    pages[end].next = -1
     return taken
   }
+}
+
+/// What a pool knows of a page.
+struct PoolPage {
+  /// Where it is; nil while it is not shared.
+  var memory: GrantedPage?
+  /// What names it in a request.
+  var reference = GrantRef(0)
+  /// What follows it in its list.
+  var next: Int32 = -1
 }
 
 /// The granted pages of one queue.
@@ -59,9 +70,7 @@ struct GrantPool: ~Copyable {
   /// The most pages that the pool may have; shrinks when the domain's limit is met.
   private(set) var bound: Int
   private let capacity: Int
-  private let addresses: UnsafeMutablePointer<UnsafeMutableRawPointer>
-  private let references: UnsafeMutablePointer<GrantRef>
-  private let links: UnsafeMutablePointer<Int32>
+  private var pages: Table<PoolPage>
   private var free = PageList()
   private var unused = PageList()
   private var chunks: [SharedPages] = []
@@ -91,12 +100,7 @@ struct GrantPool: ~Copyable {
     self.mode = mode
     self.bound = bound
     capacity = bound
-    addresses = .allocate(capacity: bound)
-    references = .allocate(capacity: bound)
-    links = .allocate(capacity: bound)
-    for index in 0..<bound {
-      links[index] = index + 1 < bound ? Int32(index + 1) : -1
-    }
+    pages = Table(count: bound) { PoolPage(next: $0 + 1 < bound ? Int32($0 + 1) : -1) }
     unused = PageList(first: 0, last: Int32(bound - 1), count: Int32(bound))
   }
 
@@ -104,9 +108,6 @@ struct GrantPool: ~Copyable {
     // Nobody can tell whether the backend still maps them: they are handed back empty (XSA-396).
     for chunk in chunks + transient.values { Self.clear(chunk) }
     // The pages themselves go with `chunks`: unsharing is what SharedPages does on its end.
-    addresses.deallocate()
-    references.deallocate()
-    links.deallocate()
   }
 
   /// Pages in use by requests.
@@ -128,27 +129,32 @@ struct GrantPool: ~Copyable {
       guard grow(atLeast: count - Int(free.count)) else { return nil }
     }
     grantsReused &+= UInt64(reused)
-    let list = free.cut(count, links)
+    let list = free.cut(count, &pages)
     highWater = max(highWater, pagesInUse)
     return list
   }
 
   /// Gives pages back to the front of the free list, in their order.
+  @inline(__always)
   mutating func put(_ list: PageList) {
     guard list.count > 0 else { return }
     if mode == .perRequest { return putTransient(list) }
-    links[Int(list.last)] = free.first
+    pages[list.last].next = free.first
     if free.count == 0 { free.last = list.last }
     free.first = list.first
     free.count += list.count
   }
 
+  /// The memory of a page that was taken.
   @inline(__always)
-  func address(_ page: Int32) -> UnsafeMutableRawPointer { addresses[Int(page)] }
+  func memory(_ page: Int32) -> GrantedPage {
+    guard let memory = pages[page].memory else { preconditionFailure("a page that is not shared") }
+    return memory
+  }
   @inline(__always)
-  func reference(_ page: Int32) -> GrantRef { references[Int(page)] }
+  func reference(_ page: Int32) -> GrantRef { pages[page].reference }
   @inline(__always)
-  func next(_ page: Int32) -> Int32 { links[Int(page)] }
+  func next(_ page: Int32) -> Int32 { pages[page].next }
 
   // MARK: Sharing
 
@@ -182,12 +188,12 @@ struct GrantPool: ~Copyable {
   }
 
   private mutating func adopt(_ chunk: SharedPages) -> PageList {
-    let list = unused.cut(chunk.pageCount, links)
+    let list = unused.cut(chunk.pageCount, &pages)
     var page = list.first
     for index in 0..<chunk.pageCount {
-      addresses[Int(page)] = chunk.baseAddress + index * Page.size
-      references[Int(page)] = chunk.references[index]
-      page = links[Int(page)]
+      pages[page].memory = GrantedPage(chunk, index)
+      pages[page].reference = chunk.references[index]
+      page = pages[page].next
     }
     sharedPages += chunk.pageCount
     grantsMade &+= UInt64(chunk.pageCount)
@@ -212,7 +218,12 @@ struct GrantPool: ~Copyable {
   private mutating func putTransient(_ list: PageList) {
     // Dropping the last reference unshares the pages.
     if let chunk = transient.removeValue(forKey: list.first) { Self.clear(chunk) }
-    links[Int(list.last)] = unused.first
+    var page = list.first
+    for _ in 0..<list.count {
+      pages[page].memory = nil
+      page = pages[page].next
+    }
+    pages[list.last].next = unused.first
     if unused.count == 0 { unused.last = list.last }
     unused.first = list.first
     unused.count += list.count
@@ -238,7 +249,7 @@ struct GrantPool: ~Copyable {
   }
 
   private static func clear(_ chunk: SharedPages) {
-    chunk.baseAddress.initializeMemory(as: UInt8.self, repeating: 0, count: chunk.pageCount * Page.size)
+    for index in 0..<chunk.pageCount { GrantedPage(chunk, index).clear() }
   }
 
   /// Takes the message about the domain's limit, once.

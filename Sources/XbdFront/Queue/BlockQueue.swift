@@ -24,7 +24,7 @@ public protocol InlineBackend: AnyObject, Sendable {
 /// Every call but `wake` comes from the owner thread.
 public final class BlockQueue: @unchecked Sendable {
   // SAFETY: the core is touched by the owner thread only; `wakeup` and `control` are safe from any thread.
-  private let core: UnsafeMutablePointer<QueueCore>
+  private let core: CoreBox
   private var channels: any EventChannels
   private var port: EventChannelPort
   /// Nil while there is no backend: nobody may map a ring of before.
@@ -71,8 +71,7 @@ public final class BlockQueue: @unchecked Sendable {
     core: consuming QueueCore, channels: any EventChannels, port: EventChannelPort, ringPages: SharedPages,
     control: QueueControl, wakeup: consuming EventCounter
   ) {
-    self.core = .allocate(capacity: 1)
-    self.core.initialize(to: core)
+    self.core = CoreBox(core)
     self.channels = channels
     self.port = port
     self.ringPages = ringPages
@@ -80,11 +79,6 @@ public final class BlockQueue: @unchecked Sendable {
     self.wakeup = wakeup
     control.attach(wake: { [weak self] in self?.wake() })
     self.core.pointee.gate.register { [weak self] in self?.wake() }
-  }
-
-  deinit {
-    core.deinitialize(count: 1)
-    core.deallocate()
   }
 
   // MARK: Operations
@@ -107,7 +101,8 @@ public final class BlockQueue: @unchecked Sendable {
   public func vectors(
     of operation: OperationID, from byteOffset: Int, into vectors: UnsafeMutableBufferPointer<iovec>
   ) -> Int {
-    core.pointee.vectors(of: operation, from: byteOffset, into: vectors)
+    // SAFETY: the caller's vectors, which it lends for this call.
+    unsafe core.pointee.vectors(of: operation, from: byteOffset, into: vectors)
   }
 
   /// Lets an operation run.

@@ -16,18 +16,18 @@ extension QueueCore {
   ///   - count: bytes; the rest of the last page is cleared.
   mutating func copyIn(_ slot: Int32, _ offset: UInt64, _ count: Int, _ pages: PageList) {
     let started = MonotonicClock.nanoseconds()
-    let operation = operations[Int(slot)]
+    let operation = operations[slot]
     var page = pages.first
     var done = 0
     while done < count {
       let length = min(Page.size, count - done)
-      let target = pool.address(page)
+      let target = pool.memory(page)
       if operation.command == .writeZeroes {
-        memset(target, 0, Page.size)
+        target.clear()
         if let edges = operation.buffer { copyEdges(operation, edges, offset + UInt64(done), length, target) }
       } else if let buffer = operation.buffer {
-        memcpy(target, buffer + Int(offset) + done, length)
-        if length < Page.size, !parameters.trusted { memset(target + length, 0, Page.size - length) }
+        target.put(length, from: buffer, at: Int(offset) + done)
+        if length < Page.size, !parameters.trusted { target.clear(from: length) }
         counters.bytesCopied &+= UInt64(length)
       }
       done += length
@@ -38,27 +38,27 @@ extension QueueCore {
 
   /// Puts the kept parts of the first and last sector over a page of zeroes.
   private func copyEdges(
-    _ operation: OperationRecord, _ edges: UnsafeMutableRawPointer, _ offset: UInt64, _ length: Int,
-    _ target: UnsafeMutableRawPointer
+    _ operation: OperationRecord, _ edges: PrivateBuffer, _ offset: UInt64, _ length: Int,
+    _ target: GrantedPage
   ) {
     let sector = parameters.sectorSize
     let last = operation.alignedCount - UInt64(sector)
-    if offset == 0 { memcpy(target, edges, min(sector, length)) }
+    if offset == 0 { target.put(min(sector, length), from: edges, at: 0) }
     if last > 0, last >= offset, last < offset + UInt64(length) {
-      memcpy(target + Int(last - offset), edges + sector, sector)
+      target.put(sector, to: Int(last - offset), from: edges, at: sector)
     }
   }
 
   /// Brings the bytes of a read that was answered into private memory.
   mutating func copyOut(_ record: InFlightRecord) {
-    let operation = operations[Int(record.operation)]
+    let operation = operations[record.operation]
     guard let buffer = operation.buffer else { return }
     let started = MonotonicClock.nanoseconds()
     var page = record.pages.first
     var done = 0
     while done < Int(record.count) {
       let length = min(Page.size, Int(record.count) - done)
-      memcpy(buffer + Int(record.offset) + done, pool.address(page), length)
+      pool.memory(page).take(length, to: buffer, at: Int(record.offset) + done)
       done += length
       page = pool.next(page)
     }
@@ -68,69 +68,66 @@ extension QueueCore {
 
   /// Brings the part of an edge sector that an unaligned write leaves alone into the write's own memory.
   mutating func copyEdgeOut(_ record: InFlightRecord) {
-    let operation = operations[Int(record.operation)]
+    let operation = operations[record.operation]
     guard let buffer = operation.buffer else { return }
-    let page = pool.address(record.pages.first)
+    let page = pool.memory(record.pages.first)
     let sector = parameters.sectorSize
     // A write holds its whole range; a write of zeroes only the two edges.
-    let place: UnsafeMutableRawPointer =
-      operation.command == .write
-      ? buffer + Int(record.offset) : buffer + (record.offset == 0 ? 0 : sector)
+    let place = operation.command == .write ? Int(record.offset) : record.offset == 0 ? 0 : sector
     // In bytes of this sector: what lies ahead of the caller's range, and what behind it.
     let start = Int(clamping: Int64(operation.byteOffset - operation.alignedOffset) - Int64(record.offset))
     let end = start + Int(operation.byteCount)
-    if start > 0 { memcpy(place, page, min(start, sector)) }
-    if end < sector { memcpy(place + max(end, 0), page + max(end, 0), sector - max(end, 0)) }
+    if start > 0 { page.take(min(start, sector), to: buffer, at: place) }
+    if end < sector {
+      let kept = max(end, 0)
+      page.take(sector - kept, from: kept, to: buffer, at: place + kept)
+    }
     counters.bytesCopied &+= UInt64(sector)
   }
 
   /// Clears what an untrusted backend would otherwise see of earlier requests behind a write's end (XSA-403).
-  mutating func clearTail(_ operation: UnsafeMutablePointer<OperationRecord>) {
-    let used = Int(operation.pointee.alignedCount) & (Page.size - 1)
-    guard !parameters.trusted, used != 0, operation.pointee.pages.count > 0 else { return }
-    memset(pool.address(operation.pointee.pages.last) + used, 0, Page.size - used)
+  mutating func clearTail(_ slot: Int32) {
+    let used = Int(operations[slot].alignedCount) & (Page.size - 1)
+    guard !parameters.trusted, used != 0, operations[slot].pages.count > 0 else { return }
+    pool.memory(operations[slot].pages.last).clear(from: used)
   }
 
   /// The caller's bytes of an operation as I/O vectors.
+  ///
+  /// It changes nothing; `mutating` keeps Swift 6.3 from copying the whole core for the length of the call.
   ///
   /// - Parameters:
   ///   - byteOffset: where in the caller's range to start.
   ///   - vectors: filled from the front.
   /// - Returns: how many were filled.
-  func vectors(
+  mutating func vectors(
     of id: OperationID, from byteOffset: Int, into vectors: UnsafeMutableBufferPointer<iovec>
   ) -> Int {
     guard id.index < Self.operationCapacity, operations[id.index].generation == id.generation,
       byteOffset >= 0
     else { return 0 }
-    let operation = operations + id.index
-    guard operation.pointee.state == .begun || operation.pointee.state == .done,
-      byteOffset < Int(operation.pointee.byteCount), !vectors.isEmpty
+    let operation = operations[id.index]
+    // SAFETY: a local, gone before the caller's vectors are.
+    var list = unsafe VectorList(vectors)
+    guard operation.state == .begun || operation.state == .done, byteOffset < Int(operation.byteCount),
+      !list.isFull
     else { return 0 }
-    var position = Int(operation.pointee.byteOffset - operation.pointee.alignedOffset) + byteOffset
-    let end = position + Int(operation.pointee.byteCount) - byteOffset
-    if let buffer = operation.pointee.buffer {
-      vectors[0] = iovec(iov_base: buffer + position, iov_len: end - position)
-      return 1
+    var position = Int(operation.byteOffset - operation.alignedOffset) + byteOffset
+    let end = position + Int(operation.byteCount) - byteOffset
+    if let buffer = operation.buffer {
+      list.append(buffer, end - position, at: position)
+      return list.count
     }
-    guard operation.pointee.pages.count > 0 else { return 0 }
-    var page = operation.pointee.pages.first
+    guard operation.pages.count > 0 else { return 0 }
+    var page = operation.pages.first
     for _ in 0..<(position >> Page.shift) { page = pool.next(page) }
-    var count = 0
-    while position < end, count < vectors.count {
+    while position < end, !list.isFull {
       let within = position & (Page.size - 1)
       let length = min(Page.size - within, end - position)
-      let address = pool.address(page) + within
-      // Neighbours in memory become one vector.
-      if count > 0, let base = vectors[count - 1].iov_base, base + vectors[count - 1].iov_len == address {
-        vectors[count - 1].iov_len += length
-      } else {
-        vectors[count] = iovec(iov_base: address, iov_len: length)
-        count += 1
-      }
+      list.append(pool.memory(page), length, at: within)
       position += length
       page = pool.next(page)
     }
-    return count
+    return list.count
   }
 }

@@ -2,39 +2,39 @@
 //
 // Where the write gate meets the queue: which operations pass it, and which wait.
 
+internal import Platform
+
 extension QueueCore {
   /// Lets an operation past the device's write gate.
   ///
   /// - Returns: false when it has to wait.
   mutating func enterGate(_ slot: Int32) -> Bool {
-    let operation = operations + Int(slot)
-    switch operation.pointee.command {
+    switch operations[slot].command {
     case .read, .flush:
       return true
     case .write, .writeZeroes, .discard:
-      if operation.pointee.isUnaligned, operation.pointee.command != .discard {
+      if operations[slot].isUnaligned, operations[slot].command != .discard {
         guard alone < 0 || alone == slot else { return false }
         // From here on others hold back, even if those in flight have to end first.
         alone = slot
         guard gate.enterAlone(queue: index) else { return false }
-        operation.pointee.step = .edges
+        operations[slot].step = .edges
       } else {
         guard alone < 0, gate.enter() else { return false }
       }
-      operation.pointee.holdsGate = true
+      operations[slot].holdsGate = true
       return true
     }
   }
 
   mutating func leaveGate(_ slot: Int32) {
-    let operation = operations + Int(slot)
     if alone == slot {
       alone = -1
       gate.leaveAlone(queue: index)
-    } else if operation.pointee.holdsGate {
+    } else if operations[slot].holdsGate {
       gate.leave()
     }
-    operation.pointee.holdsGate = false
+    operations[slot].holdsGate = false
   }
 
   /// Tries the operations that wait at the gate again, in their order.
@@ -44,7 +44,7 @@ extension QueueCore {
     while !parked.isEmpty {
       let slot = parked.first
       guard enterGate(slot) else { return }
-      parked.removeFirst(operations)
+      parked.removeFirst(&operations)
       enqueue(slot)
     }
   }

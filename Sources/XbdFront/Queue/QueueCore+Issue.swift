@@ -15,14 +15,14 @@ extension QueueCore {
     while !pending.isEmpty {
       let slot = pending.first
       guard issue(slot) else { return }
-      pending.removeFirst(operations)
-      if operations[Int(slot)].yields {
-        operations[Int(slot)].yields = false
-        pending.append(slot, operations)
+      pending.removeFirst(&operations)
+      if operations[slot].yields {
+        operations[slot].yields = false
+        pending.append(slot, &operations)
         continue
       }
-      operations[Int(slot)].state = .active
-      if operations[Int(slot)].outstanding == 0 { advance(slot) }
+      operations[slot].state = .active
+      if operations[slot].outstanding == 0 { advance(slot) }
     }
   }
 
@@ -30,14 +30,13 @@ extension QueueCore {
   ///
   /// - Returns: false when ring or pages ran out before the end of it.
   private mutating func issue(_ slot: Int32) -> Bool {
-    let operation = operations + Int(slot)
     // Some part failed already: the rest would be for nothing.
-    if operation.pointee.status != .okay { return true }
-    switch operation.pointee.step {
+    if operations[slot].status != .okay { return true }
+    switch operations[slot].step {
     case .edges: return issueEdges(slot)
     case .flush: return issueFlush(slot)
     case .main:
-      switch operation.pointee.command {
+      switch operations[slot].command {
       case .flush: return issueFlush(slot)
       case .discard: return issueDiscard(slot)
       case .read, .write, .writeZeroes: return issueData(slot)
@@ -47,20 +46,19 @@ extension QueueCore {
 
   /// Cuts a read or write into requests.
   private mutating func issueData(_ slot: Int32) -> Bool {
-    let operation = operations + Int(slot)
-    while operation.pointee.issued < operation.pointee.alignedCount {
-      if operation.pointee.issued >= operation.pointee.turnEnd, operation.pointee.next >= 0 {
-        operation.pointee.turnEnd = operation.pointee.issued &+ Self.turnBytes
-        operation.pointee.yields = true
+    while operations[slot].issued < operations[slot].alignedCount {
+      if operations[slot].issued >= operations[slot].turnEnd, operations[slot].next >= 0 {
+        operations[slot].turnEnd = operations[slot].issued &+ Self.turnBytes
+        operations[slot].yields = true
         return true
       }
-      let left = operation.pointee.alignedCount - operation.pointee.issued
+      let left = operations[slot].alignedCount - operations[slot].issued
       let issued =
-        operation.pointee.pages.isEmpty
-        ? issueCopied(slot, offset: operation.pointee.issued, atMost: left, role: .data)
+        operations[slot].pages.isEmpty
+        ? issueCopied(slot, offset: operations[slot].issued, atMost: left, role: .data)
         : issueGranted(slot, atMost: left)
       guard issued > 0 else { return false }
-      operation.pointee.issued += issued
+      operations[slot].issued += issued
     }
     return true
   }
@@ -70,7 +68,6 @@ extension QueueCore {
   /// - Returns: bytes put into the ring; 0 when there was no room.
   private mutating func issueGranted(_ slot: Int32, atMost left: UInt64) -> UInt64 {
     guard hasRingSlot() else { return 0 }
-    let operation = operations + Int(slot)
     var segments = min(parameters.maxSegments, pageCount(left))
     var indirect = PageList()
     if segments > BlkIf.maxDirectSegments {
@@ -81,9 +78,9 @@ extension QueueCore {
       }
     }
     let count = min(left, UInt64(segments) << Page.shift)
-    operation.pointee.cursor = push(
-      slot, offset: operation.pointee.issued, count: count, role: .data,
-      firstPage: operation.pointee.cursor, own: PageList(), indirect: indirect)
+    operations[slot].cursor = push(
+      slot, offset: operations[slot].issued, count: count, role: .data,
+      firstPage: operations[slot].cursor, own: PageList(), indirect: indirect)
     return count
   }
 
@@ -97,7 +94,7 @@ extension QueueCore {
     guard let (pages, indirect) = takePages(min(parameters.maxSegments, pageCount(left))) else { return 0 }
     copyPages += Int(pages.count + indirect.count)
     let count = min(left, UInt64(pages.count) << Page.shift)
-    if role == .data, operations[Int(slot)].command != .read { copyIn(slot, offset, Int(count), pages) }
+    if role == .data, operations[slot].command != .read { copyIn(slot, offset, Int(count), pages) }
     _ = push(
       slot, offset: offset, count: count, role: role, firstPage: pages.first, own: pages, indirect: indirect)
     return count
@@ -138,11 +135,10 @@ extension QueueCore {
     _ slot: Int32, offset: UInt64, count: UInt64, role: InFlightRecord.Role, firstPage: Int32, own: PageList,
     indirect: PageList
   ) -> Int32 {
-    let operation = operations + Int(slot)
-    let isRead = operation.pointee.command == .read || role == .edge
+    let isRead = operations[slot].command == .read || role == .edge
     let wire: BlockOperation = isRead ? .read : .write
     let segments = pageCount(count)
-    let sector = (operation.pointee.alignedOffset + offset) >> parameters.sectorShift
+    let sector = (operations[slot].alignedOffset + offset) >> parameters.sectorShift
     let id = record(
       slot, wire, role, offset: offset, count: count, own: own, indirect: indirect)
     let request = ring.enqueue()
@@ -163,9 +159,9 @@ extension QueueCore {
       var list = indirect.first
       for first in stride(from: 0, to: segments, by: BlkIf.segmentsPerIndirectPage) {
         request.setIndirectPage(first / BlkIf.segmentsPerIndirectPage, pool.reference(list))
-        let entries = pool.address(list)
+        let entries = pool.memory(list)
         for index in 0..<min(BlkIf.segmentsPerIndirectPage, segments - first) {
-          segment(page, left).store(to: entries + index * Segment.wireSize)
+          entries.put(segment(page, left), at: index)
           page = pool.next(page)
           left -= Page.size
         }
@@ -193,18 +189,16 @@ extension QueueCore {
     count: UInt64 = 0, own: PageList = PageList(), indirect: PageList = PageList()
   ) -> UInt64 {
     let place = inFlight.take()
-    let request = inFlight.record(place)
-    request.pointee.operation = slot
-    request.pointee.wireOperation = wire.rawValue
-    request.pointee.isIndirect = !indirect.isEmpty
-    request.pointee.role = role
-    request.pointee.offset = offset
-    request.pointee.count = count
-    request.pointee.pages = own
-    request.pointee.indirectPages = indirect
-    request.pointee.issuedAt = time.now
-    let operation = operations + Int(slot)
-    operation.pointee.outstanding += 1
+    inFlight.records[place].operation = slot
+    inFlight.records[place].wireOperation = wire.rawValue
+    inFlight.records[place].isIndirect = !indirect.isEmpty
+    inFlight.records[place].role = role
+    inFlight.records[place].offset = offset
+    inFlight.records[place].count = count
+    inFlight.records[place].pages = own
+    inFlight.records[place].indirectPages = indirect
+    inFlight.records[place].issuedAt = time.now
+    operations[slot].outstanding += 1
     return inFlight.id(place)
   }
 
@@ -212,23 +206,22 @@ extension QueueCore {
   ///
   /// `issued` counts the edges here.
   private mutating func issueEdges(_ slot: Int32) -> Bool {
-    let operation = operations + Int(slot)
     let sector = UInt64(parameters.sectorSize)
-    let last = operation.pointee.alignedCount - sector
-    let end = operation.pointee.byteOffset + operation.pointee.byteCount
-    let headIsPartial = operation.pointee.byteOffset & (sector - 1) != 0
+    let last = operations[slot].alignedCount - sector
+    let end = operations[slot].byteOffset + operations[slot].byteCount
+    let headIsPartial = operations[slot].byteOffset & (sector - 1) != 0
     let tailIsPartial = end & (sector - 1) != 0
-    if operation.pointee.issued == 0 {
+    if operations[slot].issued == 0 {
       if headIsPartial || last == 0 {
         guard issueCopied(slot, offset: 0, atMost: sector, role: .edge) > 0 else { return false }
       }
-      operation.pointee.issued = 1
+      operations[slot].issued = 1
     }
-    if operation.pointee.issued == 1 {
+    if operations[slot].issued == 1 {
       if tailIsPartial, last > 0 {
         guard issueCopied(slot, offset: last, atMost: sector, role: .edge) > 0 else { return false }
       }
-      operation.pointee.issued = 2
+      operations[slot].issued = 2
     }
     return true
   }
@@ -236,7 +229,7 @@ extension QueueCore {
   /// Asks for durability: a flush, else an empty barrier (blkif.h: BLKIF_OP_FLUSH_DISKCACHE).
   private mutating func issueFlush(_ slot: Int32) -> Bool {
     guard parameters.flush != .none else {
-      operations[Int(slot)].status = .notSupported
+      operations[slot].status = .notSupported
       return true
     }
     guard hasRingSlot() else { return false }
@@ -249,15 +242,14 @@ extension QueueCore {
 
   /// Discards the whole extents in an operation's range; parts of extents are left alone.
   private mutating func issueDiscard(_ slot: Int32) -> Bool {
-    let operation = operations + Int(slot)
-    let secure = operation.pointee.isSecure || parameters.secureDiscard
+    let secure = operations[slot].isSecure || parameters.secureDiscard
     guard let limits = parameters.discard, limits.secure || !secure else {
-      operation.pointee.status = .notSupported
+      operations[slot].status = .notSupported
       return true
     }
-    let end = operation.pointee.byteOffset + operation.pointee.byteCount
+    let end = operations[slot].byteOffset + operations[slot].byteCount
     let size = parameters.sectorCount << 9
-    guard let first = Self.extent(atOrAfter: operation.pointee.byteOffset, limits) else { return true }
+    guard let first = Self.extent(atOrAfter: operations[slot].byteOffset, limits) else { return true }
     // The last extent of the device may be a short one.
     let stop = end == size ? end : Self.extent(atOrBefore: end, limits)
     guard stop > first else { return true }

@@ -11,7 +11,6 @@
 // the new one has begun is the state machine's business (FrontendStateMachine+Recovery.swift).
 
 internal import Blkif
-internal import Glibc
 internal import Platform
 
 extension QueueCore {
@@ -27,34 +26,33 @@ extension QueueCore {
     var again = OperationList()
     let waiting = pending
     for slot in 0..<Int32(Self.operationCapacity) {
-      let operation = operations + Int(slot)
-      if operation.pointee.state == .free { continue }
-      saveFromPages(operation)
-      guard operation.pointee.state == .active, !operation.pointee.isAway else { continue }
+      if operations[slot].state == .free { continue }
+      saveFromPages(slot)
+      guard operations[slot].state == .active, !operations[slot].isAway else { continue }
       counters.resubmissions &+= 1
       rewind(slot)
       // What a flush covers was answered before it was asked for; still it comes behind what is asked again.
-      if operation.pointee.command == .flush {
-        flushes.append(slot, operations)
+      if operations[slot].command == .flush {
+        flushes.append(slot, &operations)
       } else {
-        again.append(slot, operations)
+        again.append(slot, &operations)
       }
     }
     pending = again
     var slot = waiting.first
     while slot >= 0 {
-      let next = operations[Int(slot)].next
-      if operations[Int(slot)].outstanding > 0 || operations[Int(slot)].issued > 0 {
+      let next = operations[slot].next
+      if operations[slot].outstanding > 0 || operations[slot].issued > 0 {
         counters.resubmissions &+= 1
       }
       rewind(slot)
-      pending.append(slot, operations)
+      pending.append(slot, &operations)
       slot = next
     }
     slot = flushes.first
     while slot >= 0 {
-      let next = operations[Int(slot)].next
-      pending.append(slot, operations)
+      let next = operations[slot].next
+      pending.append(slot, &operations)
       slot = next
     }
     counters.grantsMade &+= pool.grantsMade
@@ -89,42 +87,42 @@ extension QueueCore {
 
   /// Fails what the new device cannot do.
   mutating func recheckAll() {
-    for slot in 0..<Self.operationCapacity {
-      let operation = operations + slot
-      switch operation.pointee.state {
+    for slot in 0..<Int32(Self.operationCapacity) {
+      switch operations[slot].state {
       case .free, .done, .active: break
       case .begun, .queued, .parked:
         // The new backend's device may be smaller, or not be written.
-        if operation.pointee.status == .okay { operation.pointee.status = recheck(operation) }
+        if operations[slot].status == .okay { operations[slot].status = recheck(slot) }
       }
     }
   }
 
-  private func recheck(_ operation: UnsafeMutablePointer<OperationRecord>) -> OperationStatus {
-    let command = operation.pointee.command
+  private func recheck(_ slot: Int32) -> OperationStatus {
+    let command = operations[slot].command
     if command == .flush { return .okay }
-    guard operation.pointee.alignedOffset + operation.pointee.alignedCount <= parameters.sectorCount << 9
+    guard operations[slot].alignedOffset + operations[slot].alignedCount <= parameters.sectorCount << 9
     else { return .ioError }
     return command != .read && parameters.isReadOnly ? .readOnly : .okay
   }
 
   /// Moves an operation's payload from granted pages to private memory.
-  private mutating func saveFromPages(_ operation: UnsafeMutablePointer<OperationRecord>) {
-    let pages = operation.pointee.pages
+  private mutating func saveFromPages(_ slot: Int32) {
+    let pages = operations[slot].pages
     guard pages.count > 0 else { return }
-    let size = Int(operation.pointee.alignedCount)
-    operation.pointee.pages = PageList()
-    operation.pointee.cursor = -1
-    guard giveBuffer(operation, size, cleared: false), let buffer = operation.pointee.buffer else {
+    let size = Int(operations[slot].alignedCount)
+    operations[slot].pages = PageList()
+    operations[slot].cursor = -1
+    guard let buffer = buffers.take(size) else {
       // One that was reported already has lost its data: whoever asks for it gets no vectors.
-      operation.pointee.status = .ioError
+      operations[slot].status = .ioError
       return
     }
+    operations[slot].buffer = buffer
     // A read that was not answered has nothing to be saved.
-    if operation.pointee.command == .read, operation.pointee.state != .done { return }
+    if operations[slot].command == .read, operations[slot].state != .done { return }
     var page = pages.first
     for offset in stride(from: 0, to: size, by: Page.size) {
-      memcpy(buffer + offset, pool.address(page), min(Page.size, size - offset))
+      pool.memory(page).take(min(Page.size, size - offset), to: buffer, at: offset)
       page = pool.next(page)
     }
     counters.bytesCopied &+= UInt64(size)
@@ -132,18 +130,17 @@ extension QueueCore {
 
   /// Takes an operation back to where nothing of it had been asked.
   mutating func rewind(_ slot: Int32) {
-    let operation = operations + Int(slot)
     let readsEdges =
-      operation.pointee.isUnaligned
-      && (operation.pointee.command == .write || operation.pointee.command == .writeZeroes)
+      operations[slot].isUnaligned
+      && (operations[slot].command == .write || operations[slot].command == .writeZeroes)
     // A durable write is written again, too: if the lost backend had it in a cache, that may be gone.
-    operation.pointee.step = readsEdges ? .edges : .main
-    operation.pointee.state = .queued
-    operation.pointee.mustRestart = false
-    operation.pointee.yields = false
-    operation.pointee.outstanding = 0
-    operation.pointee.issued = 0
-    operation.pointee.turnEnd = Self.turnBytes
-    operation.pointee.cursor = -1
+    operations[slot].step = readsEdges ? .edges : .main
+    operations[slot].state = .queued
+    operations[slot].mustRestart = false
+    operations[slot].yields = false
+    operations[slot].outstanding = 0
+    operations[slot].issued = 0
+    operations[slot].turnEnd = Self.turnBytes
+    operations[slot].cursor = -1
   }
 }

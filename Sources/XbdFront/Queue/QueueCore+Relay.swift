@@ -21,7 +21,7 @@ struct RelayedOperation: @unchecked Sendable {
   let slot: Int32
   let generation: UInt32
   let record: OperationRecord
-  var buffer: UnsafeMutableRawPointer?
+  var buffer: PrivateBuffer?
 }
 
 /// What became of it.
@@ -30,8 +30,7 @@ struct RelayAnswer: @unchecked Sendable {
   let slot: Int32
   let generation: UInt32
   let status: OperationStatus
-  let buffer: UnsafeMutableRawPointer?
-  let bufferSize: Int
+  let buffer: PrivateBuffer?
 }
 
 /// What a queue keeps of others' operations; empty unless a backend came back with fewer queues.
@@ -64,34 +63,33 @@ extension QueueCore {
     guard let target = relays.target, !isHolding else { return }
     while !pending.isEmpty {
       let slot = pending.first
-      pending.removeFirst(operations)
-      let operation = operations + Int(slot)
-      guard operation.pointee.status == .okay else {
+      pending.removeFirst(&operations)
+      guard operations[slot].status == .okay else {
         finish(slot)
         continue
       }
-      operation.pointee.state = .active
-      operation.pointee.isAway = true
+      operations[slot].state = .active
+      operations[slot].isAway = true
       let message = RelayedOperation(
-        origin: control, slot: slot, generation: operation.pointee.generation, record: operation.pointee,
-        buffer: operation.pointee.buffer)
-      operation.pointee.buffer = nil
+        origin: control, slot: slot, generation: operations[slot].generation, record: operations[slot],
+        buffer: operations[slot].buffer)
+      operations[slot].buffer = nil
       target.host.tell { $0.relayed.append(message) }
     }
   }
 
   /// One of ours has come home.
   mutating func takeAnswer(_ answer: RelayAnswer) {
-    let operation = operations + Int(answer.slot)
-    guard operation.pointee.generation == answer.generation, operation.pointee.isAway else {
+    let slot = answer.slot
+    guard operations[slot].generation == answer.generation, operations[slot].isAway else {
       // It was given up meanwhile.
-      if let buffer = answer.buffer { buffers.put(buffer, answer.bufferSize) }
+      if let buffer = answer.buffer { buffers.put(buffer) }
       return
     }
-    operation.pointee.isAway = false
-    operation.pointee.buffer = answer.buffer
-    operation.pointee.status = answer.status
-    finish(answer.slot)
+    operations[slot].isAway = false
+    operations[slot].buffer = answer.buffer
+    operations[slot].status = answer.status
+    finish(slot)
   }
 
   // MARK: The queue with one
@@ -101,17 +99,16 @@ extension QueueCore {
     while let guest = relays.waiting.first, freeOperation >= 0 {
       relays.waiting.removeFirst()
       let slot = freeOperation
-      let operation = operations + Int(slot)
-      freeOperation = operation.pointee.next
-      let generation = operation.pointee.generation &+ 1
-      operation.pointee = guest.record
-      operation.pointee.generation = generation
-      operation.pointee.buffer = guest.buffer
-      operation.pointee.isGuest = true
-      operation.pointee.isAway = false
+      freeOperation = operations[slot].next
+      let generation = operations[slot].generation &+ 1
+      operations[slot] = guest.record
+      operations[slot].generation = generation
+      operations[slot].buffer = guest.buffer
+      operations[slot].isGuest = true
+      operations[slot].isAway = false
       // Its own queue holds the gate for it.
-      operation.pointee.holdsGate = false
-      if operation.pointee.status == .okay, let refusal { operation.pointee.status = refusal }
+      operations[slot].holdsGate = false
+      if operations[slot].status == .okay, let refusal { operations[slot].status = refusal }
       relays.guests[slot] = guest
       unfinished += 1
       rewind(slot)
@@ -122,19 +119,18 @@ extension QueueCore {
 
   /// A guest has ended: its memory and its status go home.
   mutating func sendHome(_ slot: Int32) {
-    let operation = operations + Int(slot)
     unfinished -= 1
     if let guest = relays.guests.removeValue(forKey: slot) {
       relays.answers.append(
         (
           guest.origin,
           RelayAnswer(
-            slot: guest.slot, generation: guest.generation, status: operation.pointee.status,
-            buffer: operation.pointee.buffer, bufferSize: operation.pointee.bufferSize)
+            slot: guest.slot, generation: guest.generation, status: operations[slot].status,
+            buffer: operations[slot].buffer)
         ))
-      operation.pointee.buffer = nil
+      operations[slot].buffer = nil
     }
-    operation.pointee.isGuest = false
+    operations[slot].isGuest = false
     free(slot)
     hasWork = true
   }
@@ -143,8 +139,8 @@ extension QueueCore {
   private mutating func giveUpGuests() {
     while !pending.isEmpty {
       let slot = pending.first
-      pending.removeFirst(operations)
-      operations[Int(slot)].status = refusal ?? .shutdown
+      pending.removeFirst(&operations)
+      operations[slot].status = refusal ?? .shutdown
       finish(slot)
     }
   }

@@ -5,6 +5,7 @@
 // in flight, and says why.
 
 internal import Blkif
+internal import Platform
 internal import Xen
 
 extension QueueCore {
@@ -35,20 +36,19 @@ extension QueueCore {
 
   /// One request has been answered.
   private mutating func complete(_ place: Int32, _ response: WireResponse) {
-    let record = inFlight.record(place).pointee
+    let record = inFlight.records[place]
     let slot = record.operation
-    let operation = operations + Int(slot)
     counters.responses &+= 1
     if response.operation != record.wireOperation { counters.outerOperationResponses &+= 1 }
     switch ResponseStatus(wire: response.status) {
     case .okay:
       if record.role == .edge {
         copyEdgeOut(record)
-      } else if record.role == .data, operation.pointee.command == .read {
+      } else if record.role == .data, operations[slot].command == .read {
         copyOut(record)
       }
     case .error:
-      operation.pointee.status = .ioError
+      operations[slot].status = .ioError
     case .notSupported:
       counters.unsupportedResponses &+= 1
       dropFeature(record)
@@ -57,13 +57,13 @@ extension QueueCore {
     pool.put(record.pages)
     pool.put(record.indirectPages)
     inFlight.put(place)
-    operation.pointee.outstanding -= 1
-    if operation.pointee.outstanding == 0, operation.pointee.state == .active { advance(slot) }
+    operations[slot].outstanding -= 1
+    if operations[slot].outstanding == 0, operations[slot].state == .active { advance(slot) }
   }
 
   /// The backend refuses what it had offered: do without from now on, and do this request the next best way.
   private mutating func dropFeature(_ record: InFlightRecord) {
-    let operation = operations + Int(record.operation)
+    let slot = record.operation
     switch record.role {
     case .flush:
       let refused: FlushMethod =
@@ -71,34 +71,33 @@ extension QueueCore {
       if parameters.flush == refused {
         parameters.flush = refused == .flushCache && parameters.hasBarrier ? .barrier : .none
       }
-      operation.pointee.mustRestart = true
+      operations[slot].mustRestart = true
     case .discard:
       parameters.discard = nil
-      operation.pointee.status = .notSupported
+      operations[slot].status = .notSupported
     case .data, .edge:
       if record.isIndirect {
         parameters.maxSegments = min(parameters.maxSegments, BlkIf.maxDirectSegments)
-        operation.pointee.mustRestart = true
+        operations[slot].mustRestart = true
       } else {
-        operation.pointee.status = .notSupported
+        operations[slot].status = .notSupported
       }
     }
   }
 
   /// Everything of an operation's present step has been answered: the next step, or the end.
   mutating func advance(_ slot: Int32) {
-    let operation = operations + Int(slot)
-    guard operation.pointee.status == .okay else { return finish(slot) }
-    if operation.pointee.mustRestart {
-      operation.pointee.mustRestart = false
-      return begin(step: operation.pointee.step, slot)
+    guard operations[slot].status == .okay else { return finish(slot) }
+    if operations[slot].mustRestart {
+      operations[slot].mustRestart = false
+      return begin(step: operations[slot].step, slot)
     }
-    switch operation.pointee.step {
+    switch operations[slot].step {
     case .edges:
       begin(step: .main, slot)
     case .main
-    where operation.pointee.forceUnitAccess && operation.pointee.command != .flush
-      && operation.pointee.command != .read:
+    where operations[slot].forceUnitAccess && operations[slot].command != .flush
+      && operations[slot].command != .read:
       begin(step: .flush, slot)
     case .main, .flush:
       finish(slot)
@@ -106,10 +105,10 @@ extension QueueCore {
   }
 
   private mutating func begin(step: OperationRecord.Step, _ slot: Int32) {
-    operations[Int(slot)].step = step
-    operations[Int(slot)].issued = 0
-    operations[Int(slot)].turnEnd = Self.turnBytes
-    operations[Int(slot)].cursor = operations[Int(slot)].pages.first
+    operations[slot].step = step
+    operations[slot].issued = 0
+    operations[slot].turnEnd = Self.turnBytes
+    operations[slot].cursor = operations[slot].pages.first
     enqueue(slot)
   }
 
@@ -130,12 +129,11 @@ extension QueueCore {
     pending = OperationList()
     parked = OperationList()
     for slot in 0..<Int32(Self.operationCapacity) {
-      let operation = operations + Int(slot)
-      switch operation.pointee.state {
+      switch operations[slot].state {
       case .queued, .active, .parked:
-        operation.pointee.status = status
-        operation.pointee.outstanding = 0
-        operation.pointee.isAway = false
+        operations[slot].status = status
+        operations[slot].outstanding = 0
+        operations[slot].isAway = false
         finish(slot)
       case .free, .begun, .done:
         break

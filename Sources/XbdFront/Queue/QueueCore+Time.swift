@@ -3,6 +3,7 @@
 // What a queue does when its owner tells it the time: see StallWatch.swift for when.
 
 internal import Blkif
+internal import Platform
 
 extension QueueCore {
   /// Takes the time and gives up requests that are too old.
@@ -22,13 +23,13 @@ extension QueueCore {
   /// Breaks the queue if its oldest request has waited for too long.
   private mutating func checkAges() {
     var place: Int32 = -1
-    for index in 0..<Int32(inFlight.capacity) where inFlight.record(index).pointee.operation >= 0 {
-      if place < 0 || inFlight.record(index).pointee.issuedAt < inFlight.record(place).pointee.issuedAt {
+    for index in 0..<Int32(inFlight.capacity) where inFlight.records[index].operation >= 0 {
+      if place < 0 || inFlight.records[index].issuedAt < inFlight.records[place].issuedAt {
         place = index
       }
     }
     guard place >= 0 else { return }
-    let record = inFlight.record(place).pointee
+    let record = inFlight.records[place]
     guard time.now &- record.issuedAt >= time.timeout else { return time.oldest(since: record.issuedAt) }
     breakDown(
       .unanswered(
@@ -36,7 +37,7 @@ extension QueueCore {
   }
 
   private func describe(_ record: InFlightRecord) -> String {
-    let operation = operations[Int(record.operation)]
+    let operation = operations[record.operation]
     let place = "\(record.count >> 9) sectors at \((operation.alignedOffset &+ record.offset) >> 9)"
     return switch record.role {
     case .data: "a \(record.wireOperation == BlockOperation.read.rawValue ? "read" : "write") of \(place)"

@@ -11,7 +11,6 @@
 // of checking it at every field.
 
 internal import Blkif
-internal import Glibc
 internal import Platform
 internal import Xen
 
@@ -29,7 +28,9 @@ struct QueueCore: ~Copyable {
   var pool: GrantPool
   var buffers = BufferCache()
   var inFlight: InFlightTable
-  let operations: UnsafeMutablePointer<OperationRecord>
+  var operations = Table(count: Self.operationCapacity) {
+    OperationRecord(next: $0 + 1 < Self.operationCapacity ? Int32($0 + 1) : -1)
+  }
   let gate: WriteGate
   var counters = QueueCounters()
   /// What the time says of the backend.
@@ -82,18 +83,10 @@ struct QueueCore: ~Copyable {
     self.pool = pool
     self.gate = gate
     time = StallWatch(timeout: parameters.requestTimeout?.nanoseconds ?? 0)
-    operations = .allocate(capacity: Self.operationCapacity)
-    operations.initialize(repeating: OperationRecord(), count: Self.operationCapacity)
-    for slot in 0..<Self.operationCapacity {
-      operations[slot].next = slot + 1 < Self.operationCapacity ? Int32(slot + 1) : -1
-    }
   }
 
   deinit {
-    for slot in 0..<Self.operationCapacity {
-      if let buffer = operations[slot].buffer { Glibc.free(buffer) }
-    }
-    operations.deallocate()
+    for slot in 0..<Self.operationCapacity { operations[slot].buffer?.deallocate() }
   }
 
   // MARK: Beginning and ending
@@ -104,39 +97,38 @@ struct QueueCore: ~Copyable {
       counters.waitsForOperations &+= 1
       return nil
     }
-    let operation = operations + Int(slot)
-    let nextFree = operation.pointee.next
-    let generation = operation.pointee.generation &+ 1
-    operation.pointee = OperationRecord()
-    operation.pointee.generation = generation
-    operation.pointee.next = nextFree
-    operation.pointee.command = request.command
-    operation.pointee.forceUnitAccess = request.forceUnitAccess
-    operation.pointee.isSecure = request.isSecure
-    operation.pointee.tag = tag
-    operation.pointee.status = check(request)
-    if operation.pointee.status == .okay, request.command != .flush {
+    var operation = OperationRecord()
+    operation.generation = operations[slot].generation &+ 1
+    operation.command = request.command
+    operation.forceUnitAccess = request.forceUnitAccess
+    operation.isSecure = request.isSecure
+    operation.tag = tag
+    operation.status = check(request)
+    if operation.status == .okay, request.command != .flush {
       let mask = UInt64(parameters.sectorSize - 1)
       let start = request.byteOffset & ~mask
-      operation.pointee.byteOffset = request.byteOffset
-      operation.pointee.byteCount = request.byteCount
-      operation.pointee.alignedOffset = start
-      operation.pointee.alignedCount = ((request.byteOffset + request.byteCount + mask) & ~mask) - start
-      operation.pointee.isUnaligned = (request.byteOffset | request.byteCount) & mask != 0
-      guard giveMemory(operation) else { return nil }
+      operation.byteOffset = request.byteOffset
+      operation.byteCount = request.byteCount
+      operation.alignedOffset = start
+      operation.alignedCount = ((request.byteOffset + request.byteCount + mask) & ~mask) - start
+      operation.isUnaligned = (request.byteOffset | request.byteCount) & mask != 0
+      guard giveMemory(&operation) else { return nil }
     } else if request.command == .write, request.byteCount > 0, request.byteCount <= Self.maxByteCount {
       // It will fail, but its payload is on its way and has to go somewhere.
-      operation.pointee.byteCount = request.byteCount
-      guard giveBuffer(operation, Int(request.byteCount), cleared: false) else { return nil }
+      operation.byteCount = request.byteCount
+      operation.buffer = buffers.take(Int(request.byteCount))
+      guard operation.buffer != nil else { return nil }
     }
-    operation.pointee.state = .begun
-    operation.pointee.next = -1
-    freeOperation = nextFree
-    return OperationID(index: slot, generation: generation)
+    operation.state = .begun
+    freeOperation = operations[slot].next
+    operations[slot] = operation
+    return OperationID(index: slot, generation: operation.generation)
   }
 
   /// What is wrong with a request before anything is done for it.
-  private func check(_ request: BlockRequest) -> OperationStatus {
+  ///
+  /// It changes nothing; `mutating` keeps Swift 6.3 from copying the whole core for the length of the call.
+  private mutating func check(_ request: BlockRequest) -> OperationStatus {
     if broken != nil { return .ioError }
     if let refusal { return refusal }
     if request.command == .flush { return parameters.flush == .none ? .notSupported : .okay }
@@ -169,13 +161,17 @@ struct QueueCore: ~Copyable {
   /// always finds some.
   ///
   /// - Returns: false when there is none at the moment.
-  private mutating func giveMemory(_ operation: UnsafeMutablePointer<OperationRecord>) -> Bool {
-    let command = operation.pointee.command
-    let isUnaligned = operation.pointee.isUnaligned
-    let count = Int(operation.pointee.alignedCount)
+  @inline(__always)
+  private mutating func giveMemory(_ operation: inout OperationRecord) -> Bool {
+    let command = operation.command
+    let isUnaligned = operation.isUnaligned
+    let count = Int(operation.alignedCount)
     if count == 0 || command == .discard { return true }
     if command == .writeZeroes {
-      return !isUnaligned || giveBuffer(operation, 2 * parameters.sectorSize, cleared: true)
+      if !isUnaligned { return true }
+      operation.buffer = buffers.take(2 * parameters.sectorSize)
+      operation.buffer?.clear(2 * parameters.sectorSize)
+      return operation.buffer != nil
     }
     let pages = (count + Page.size - 1) >> Page.shift
     if parameters.copy == .direct, command == .read || !(isUnaligned || parameters.keepsWrites),
@@ -183,8 +179,8 @@ struct QueueCore: ~Copyable {
     {
       let share = pool.bound * 3 / 4
       if operationPages + pages <= share, let list = pool.take(pages) {
-        operation.pointee.pages = list
-        operation.pointee.cursor = list.first
+        operation.pages = list
+        operation.cursor = list.first
         operationPages += pages
         pagesHeldByCallers += pages
         callersWantPages = false
@@ -197,50 +193,40 @@ struct QueueCore: ~Copyable {
         return false
       }
     }
-    return giveBuffer(operation, count, cleared: false)
-  }
-
-  mutating func giveBuffer(
-    _ operation: UnsafeMutablePointer<OperationRecord>, _ size: Int, cleared: Bool
-  ) -> Bool {
-    guard let buffer = buffers.take(size) else { return false }
-    if cleared { buffer.initializeMemory(as: UInt8.self, repeating: 0, count: size) }
-    operation.pointee.buffer = buffer
-    operation.pointee.bufferSize = size
-    return true
+    operation.buffer = buffers.take(count)
+    return operation.buffer != nil
   }
 
   mutating func submit(_ id: OperationID) {
     guard let slot = find(id, .begun) else { return }
-    let operation = operations + Int(slot)
-    pagesHeldByCallers -= Int(operation.pointee.pages.count)
+    pagesHeldByCallers -= Int(operations[slot].pages.count)
     unfinished += 1
-    count(operation)
-    if operation.pointee.status == .okay, broken != nil { operation.pointee.status = .ioError }
-    if operation.pointee.status == .okay, let refusal { operation.pointee.status = refusal }
-    guard operation.pointee.status == .okay,
-      operation.pointee.byteCount > 0 || operation.pointee.command == .flush
+    count(slot)
+    if operations[slot].status == .okay, broken != nil { operations[slot].status = .ioError }
+    if operations[slot].status == .okay, let refusal { operations[slot].status = refusal }
+    guard operations[slot].status == .okay,
+      operations[slot].byteCount > 0 || operations[slot].command == .flush
     else { return finish(slot) }
-    if operation.pointee.command == .write { clearTail(operation) }
-    if parked.isEmpty || !operation.pointee.needsGate, enterGate(slot) {
+    if operations[slot].command == .write { clearTail(slot) }
+    if parked.isEmpty || !operations[slot].needsGate, enterGate(slot) {
       enqueue(slot)
     } else {
       // Behind those that wait already, or they might wait for ever.
       counters.waitsForSectors &+= 1
-      operation.pointee.state = .parked
-      parked.append(slot, operations)
+      operations[slot].state = .parked
+      parked.append(slot, &operations)
     }
   }
 
   mutating func cancel(_ id: OperationID) {
     guard let slot = find(id, .begun) else { return }
-    pagesHeldByCallers -= Int(operations[Int(slot)].pages.count)
+    pagesHeldByCallers -= Int(operations[slot].pages.count)
     free(slot)
   }
 
   mutating func release(_ id: OperationID) {
     guard let slot = find(id, .done) else { return }
-    pagesHeldByCallers -= Int(operations[Int(slot)].pages.count)
+    pagesHeldByCallers -= Int(operations[slot].pages.count)
     free(slot)
   }
 
@@ -248,8 +234,8 @@ struct QueueCore: ~Copyable {
   mutating func nextCompletion() -> Completion? {
     let slot = completed.first
     guard slot >= 0 else { return nil }
-    completed.removeFirst(operations)
-    let operation = operations[Int(slot)]
+    completed.removeFirst(&operations)
+    let operation = operations[slot]
     return Completion(
       operation: OperationID(index: slot, generation: operation.generation), tag: operation.tag,
       status: operation.status)
@@ -257,35 +243,34 @@ struct QueueCore: ~Copyable {
 
   /// An operation has ended, well or badly: lets go of what it needs no more and queues it to be reported.
   mutating func finish(_ slot: Int32) {
-    let operation = operations + Int(slot)
-    if operation.pointee.isGuest { return sendHome(slot) }
+    if operations[slot].isGuest { return sendHome(slot) }
     leaveGate(slot)
     unfinished -= 1
-    if operation.pointee.status != .okay { counters.failures &+= 1 }
-    if operation.pointee.command != .read || operation.pointee.status != .okay { freeMemory(operation) }
-    pagesHeldByCallers += Int(operation.pointee.pages.count)
-    operation.pointee.state = .done
-    completed.append(slot, operations)
+    if operations[slot].status != .okay { counters.failures &+= 1 }
+    if operations[slot].command != .read || operations[slot].status != .okay { freeMemory(slot) }
+    pagesHeldByCallers += Int(operations[slot].pages.count)
+    operations[slot].state = .done
+    completed.append(slot, &operations)
     hasWork = true
   }
 
+  @inline(__always)
   mutating func free(_ slot: Int32) {
-    let operation = operations + Int(slot)
-    freeMemory(operation)
-    operation.pointee.state = .free
-    operation.pointee.next = freeOperation
+    freeMemory(slot)
+    operations[slot].state = .free
+    operations[slot].next = freeOperation
     freeOperation = slot
     // These pages may be what a pending operation waits for.
     if !pending.isEmpty || !relays.waiting.isEmpty { hasWork = true }
   }
 
-  private mutating func freeMemory(_ operation: UnsafeMutablePointer<OperationRecord>) {
-    operationPages -= Int(operation.pointee.pages.count)
-    if !isDead { pool.put(operation.pointee.pages) }
-    operation.pointee.pages = PageList()
-    if let buffer = operation.pointee.buffer {
-      buffers.put(buffer, operation.pointee.bufferSize)
-      operation.pointee.buffer = nil
+  private mutating func freeMemory(_ slot: Int32) {
+    operationPages -= Int(operations[slot].pages.count)
+    if !isDead { pool.put(operations[slot].pages) }
+    operations[slot].pages = PageList()
+    if let buffer = operations[slot].buffer {
+      buffers.put(buffer)
+      operations[slot].buffer = nil
     }
   }
 
@@ -296,22 +281,23 @@ struct QueueCore: ~Copyable {
     return Int32(id.index)
   }
 
-  private mutating func count(_ operation: UnsafeMutablePointer<OperationRecord>) {
-    switch operation.pointee.command {
+  @inline(__always)
+  private mutating func count(_ slot: Int32) {
+    switch operations[slot].command {
     case .read:
       counters.reads &+= 1
-      counters.bytesRead &+= operation.pointee.byteCount
+      counters.bytesRead &+= operations[slot].byteCount
     case .write:
       counters.writes &+= 1
-      counters.bytesWritten &+= operation.pointee.byteCount
+      counters.bytesWritten &+= operations[slot].byteCount
     case .flush: counters.flushes &+= 1
     case .discard: counters.discards &+= 1
     case .writeZeroes: counters.writeZeroes &+= 1
     }
-    if operation.pointee.isUnaligned { counters.unalignedOperations &+= 1 }
-    if operation.pointee.pages.count > 0 {
+    if operations[slot].isUnaligned { counters.unalignedOperations &+= 1 }
+    if operations[slot].pages.count > 0 {
       counters.directOperations &+= 1
-    } else if operation.pointee.buffer != nil {
+    } else if operations[slot].buffer != nil {
       counters.bouncedOperations &+= 1
     }
   }
@@ -322,9 +308,10 @@ struct QueueCore: ~Copyable {
   // MARK: Lists
 
   /// Puts an operation behind those that have something to put into the ring.
+  @inline(__always)
   mutating func enqueue(_ slot: Int32) {
-    operations[Int(slot)].state = .queued
-    pending.append(slot, operations)
+    operations[slot].state = .queued
+    pending.append(slot, &operations)
     hasWork = true
   }
 }

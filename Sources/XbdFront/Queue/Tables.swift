@@ -4,6 +4,7 @@
 // fixed in size and allocate nothing; both recognise stale numbers by a generation.
 
 public import Blkif
+internal import Platform
 
 /// An operation: what the caller asked for and how far it has got.
 struct OperationRecord {
@@ -68,9 +69,7 @@ struct OperationRecord {
   /// The next of them to be put into the ring.
   var cursor: Int32 = -1
   /// Private memory holding the aligned range, when there are no granted pages.
-  var buffer: UnsafeMutableRawPointer?
-  /// What `buffer` was taken for, in bytes.
-  var bufferSize = 0
+  var buffer: PrivateBuffer?
   /// The next in whichever list the operation is in.
   var next: Int32 = -1
 
@@ -84,15 +83,17 @@ struct OperationList {
   var last: Int32 = -1
   var isEmpty: Bool { first < 0 }
 
-  mutating func append(_ slot: Int32, _ operations: UnsafeMutablePointer<OperationRecord>) {
-    operations[Int(slot)].next = -1
-    if last >= 0 { operations[Int(last)].next = slot } else { first = slot }
+  @inline(__always)
+  mutating func append(_ slot: Int32, _ operations: inout Table<OperationRecord>) {
+    operations[slot].next = -1
+    if last >= 0 { operations[last].next = slot } else { first = slot }
     last = slot
   }
 
-  mutating func removeFirst(_ operations: UnsafeMutablePointer<OperationRecord>) {
-    let next = operations[Int(first)].next
-    operations[Int(first)].next = -1
+  @inline(__always)
+  mutating func removeFirst(_ operations: inout Table<OperationRecord>) {
+    let next = operations[first].next
+    operations[first].next = -1
     first = next
     if next < 0 { last = -1 }
   }
@@ -158,22 +159,15 @@ public enum ProtocolViolation: Error, Equatable, Sendable, CustomStringConvertib
 
 /// The requests in flight, by the ring's number of slots.
 struct InFlightTable: ~Copyable {
-  let capacity: Int
-  private let records: UnsafeMutablePointer<InFlightRecord>
+  /// By slot; whoever takes a slot fills its record in.
+  var records: Table<InFlightRecord>
   private var freeHead: Int32 = 0
   private(set) var count = 0
 
-  init(capacity: Int) {
-    self.capacity = capacity
-    records = .allocate(capacity: capacity)
-    records.initialize(repeating: InFlightRecord(), count: capacity)
-    for index in 0..<capacity {
-      records[index].nextFree = index + 1 < capacity ? Int32(index + 1) : -1
-    }
-  }
+  var capacity: Int { records.count }
 
-  deinit {
-    records.deallocate()
+  init(capacity: Int) {
+    records = Table(count: capacity) { InFlightRecord(nextFree: $0 + 1 < capacity ? Int32($0 + 1) : -1) }
   }
 
   /// Takes a free slot and gives it a new generation.
@@ -182,20 +176,16 @@ struct InFlightTable: ~Copyable {
   mutating func take() -> Int32 {
     let slot = freeHead
     precondition(slot >= 0, "more requests in flight than the ring holds")
-    let record = record(slot)
-    freeHead = record.pointee.nextFree
-    record.pointee.generation &+= 1
+    freeHead = records[slot].nextFree
+    records[slot].generation &+= 1
     count += 1
     return slot
   }
 
-  /// A request's record, to be filled in.
-  func record(_ slot: Int32) -> UnsafeMutablePointer<InFlightRecord> { records + Int(slot) }
-
   /// The number that names a slot in a request: generation above, slot below, so that a stale or repeated answer
   /// is told from a right one.
   func id(_ slot: Int32) -> UInt64 {
-    UInt64(records[Int(slot)].generation) << 32 | UInt64(UInt32(bitPattern: slot))
+    UInt64(records[slot].generation) << 32 | UInt64(UInt32(bitPattern: slot))
   }
 
   /// Checks a response, whose every field can be anything, against what is in flight.
@@ -215,9 +205,8 @@ struct InFlightTable: ~Copyable {
 
   /// Gives a slot back.
   mutating func put(_ slot: Int32) {
-    let record = record(slot)
-    record.pointee.operation = -1
-    record.pointee.nextFree = freeHead
+    records[slot].operation = -1
+    records[slot].nextFree = freeHead
     freeHead = slot
     count -= 1
   }

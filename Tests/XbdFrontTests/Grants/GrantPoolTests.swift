@@ -136,7 +136,7 @@ import Xen
       var inUse: [Int32] = []
       for list in held { inUse += Self.pages(list, pool) }
       #expect(Set(inUse).count == inUse.count)
-      for page in inUse { #expect(sharing.page(pool.reference(page)) == pool.address(page)) }
+      for page in inUse { #expect(sharing.page(pool.reference(page)) == pool.memory(page).address) }
       #expect(pool.pagesInUse == inUse.count)
       #expect(sharing.liveCount <= bound)
       #expect(pool.sharedPages == sharing.liveCount)

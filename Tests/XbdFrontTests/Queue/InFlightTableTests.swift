@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Blkif
+import Platform
 import Testing
 
 @testable import XbdFront
@@ -18,13 +19,13 @@ import Testing
   @Test func onlyTheIDOfTheLatestUseMatches() {
     var table = InFlightTable(capacity: 4)
     let slot = table.take()
-    table.record(slot).pointee.operation = 1
+    table.records[slot].operation = 1
     let first = table.id(slot)
     #expect(Self.outcome(table, first) == nil)
     table.put(slot)
     #expect(Self.outcome(table, first) == .notInFlight(first))
     let again = table.take()
-    table.record(again).pointee.operation = 1
+    table.records[again].operation = 1
     #expect(again == slot)
     let second = table.id(again)
     #expect(second != first)
@@ -57,9 +58,9 @@ import Testing
   func theOperationMustBeTheRequestsOwn(operation: UInt8, isIndirect: Bool) {
     var table = InFlightTable(capacity: 4)
     let slot = table.take()
-    table.record(slot).pointee.operation = 1
-    table.record(slot).pointee.wireOperation = 1
-    table.record(slot).pointee.isIndirect = isIndirect
+    table.records[slot].operation = 1
+    table.records[slot].wireOperation = 1
+    table.records[slot].isIndirect = isIndirect
     let accepted = operation == 1 || (isIndirect && operation == 6)
     let violation = Self.outcome(table, table.id(slot), operation)
     #expect(violation == (accepted ? nil : .wrongOperation(expected: 1, got: operation)))
