@@ -9,7 +9,7 @@ requires python3-libnbd
 serve memory:128M
 libnbd <<'PY'
 import random
-from nbdtools import connect, expect
+from nbdtools import connect, expect, trim
 
 h = connect(strict=False)
 generator = random.Random(1)
@@ -28,7 +28,7 @@ assert h.pread(32 << 20, 12345 * 512) == data
 # Larger than any payload, but without one.
 h.zero(100 << 20, 0)
 assert h.pread(1 << 20, 50 << 20) == bytes(1 << 20)
-h.trim(100 << 20, 0)
+trim(h, 100 << 20, 0)
 h.shutdown()
 PY
 stop

@@ -12,7 +12,7 @@ case $uri in
   *) fail "a URI for the loopback address was to be expected, not $uri" ;;
 esac
 random_file "$dir/in" $((16 << 20))
-nbdcopy --flush --connections=2 "$dir/in" "$uri"
+nbdcopy "${flush_option[@]}" --connections=2 "$dir/in" "$uri"
 nbdcopy "$uri" - | cmp - "$dir/in"
 port=${uri##*:}
 port=${port%%/*}

@@ -6,12 +6,14 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires python3-libnbd
 
-# Sectors of 4,096 bytes are an option of the reference backend.
-options=("--verbose" "--sector-size 4096")
-[ "$backend" != qemu ] || options=("--verbose")
-for option in "${options[@]}"; do
-  # shellcheck disable=SC2086 # an option and its value
-  serve memory:4M $option
+large_sectors
+for sector in 512 4096; do
+  if [ $sector = 512 ]; then
+    serve memory:4M
+  else
+    [ ${#large[@]} -gt 0 ] || continue
+    serve memory:4M "${large[@]}"
+  fi
   libnbd <<'PY'
 import random
 from nbdtools import connect

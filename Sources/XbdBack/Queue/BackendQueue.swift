@@ -189,6 +189,7 @@ final class BackendQueue: @unchecked Sendable {
   private func current() -> BackendStatistics {
     var statistics = engine.pointee.statistics
     statistics.persistentGrants = UInt64(engine.pointee.persistent.count)
+    statistics.grantsInUseAgain = engine.pointee.persistent.usedAgain
     return statistics
   }
 

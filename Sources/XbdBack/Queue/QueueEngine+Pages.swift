@@ -77,14 +77,13 @@ extension QueueEngine {
         pointer.pointee.useCount += 1
         addresses[index] = persistent.entries[Int(entry)].address
         statistics.persistentHits &+= 1
-      } else if persistent.count < persistent.limit {
+      } else if persistent.hasRoom(for: reference.rawValue) {
         // For writing, whatever this request is: the page will be used for others (blkif.h: feature-persistent).
         guard let entry = keep(reference) else { return false }
         uses[pointer.pointee.useCount] = entry
         pointer.pointee.useCount += 1
         addresses[index] = persistent.entries[Int(entry)].address
       } else {
-        persistent.overflowed = true
         references[missing] = reference
         missing += 1
       }
@@ -169,13 +168,12 @@ extension QueueEngine {
         statistics.persistentHits &+= 1
         return true
       }
-      if persistent.count < persistent.limit {
+      if persistent.hasRoom(for: reference.rawValue) {
         guard let entry = keep(reference) else { return false }
         destination.copyMemory(from: persistent.entries[Int(entry)].address, byteCount: byteCount)
         persistent.release(entry)
         return true
       }
-      persistent.overflowed = true
     }
     references[0] = reference
     statistics.mapCalls &+= 2

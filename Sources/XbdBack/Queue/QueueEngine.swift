@@ -80,6 +80,7 @@ struct QueueEngine: ~Copyable {
     self.sectorCount = sectorCount
     sectorMask = UInt64(configuration.sectorSize / BlkIf.sectorSize - 1)
     persistent = PersistentGrants(limit: parameters.persistent ? configuration.maxPersistentGrants : 0)
+    persistent.refusesUsed = configuration.mapsAgainWhatIsInUse
     free = .allocate(capacity: capacity)
     for slot in 0..<capacity { free[slot] = UInt32(capacity - 1 - slot) }
     freeCount = capacity
