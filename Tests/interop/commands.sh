@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Every command and every error of the protocol that a client can provoke, through libnbd.
+# profile: each; each command, by whatever the backend has and has not
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires python3-libnbd

@@ -3,6 +3,7 @@
 #
 # timeout: 300
 # fio writes blocks that carry their own checksums and reads them back, at several sizes, depths and connections.
+# profile: each; data
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires fio

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # What a flush has acknowledged is in the image, even when every process is killed right after it.
+# profile: each; without a flush, what was answered is there all the same
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires python3-libnbd

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Requests up to 32 MiB are served; larger ones get an error, and the connection goes on.
+# profile: each; many rings of requests for one of a client's
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires python3-libnbd

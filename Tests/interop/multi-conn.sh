@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # MULTI_CONN keeps its word: a flush on one connection covers what was acknowledged on all the others.
+# profile: each; the same
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires python3-libnbd

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # nbdinfo shows the export: size, block sizes, flags, allocation.
+# profile: each; what clients are told of flush, FUA and trim
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdinfo python3-libnbd

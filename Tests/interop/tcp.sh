@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # --tcp serves on the loopback address, on a port of the system's choice when it is 0.
+# profile: default; it is about the socket
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdinfo nbdcopy ss

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Requests of any offset and length, down to one byte, on 512- and 4,096-byte sectors; neighbours stay untouched.
+# profile: each; data, in sectors of each size that the backend has
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires python3-libnbd

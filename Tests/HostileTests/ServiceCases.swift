@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Cases 15 and 38 of the hostile backend with everything in front of it that `serve` has: the NBD service's worker owns
+// the queue, and its clients are on a socket.
+
+import Glibc
+import HostileBackend
+import Platform
+import Testing
+
+@testable import XbdFront
+
+@Suite struct ServiceCases {
+  @Test(arguments: [Fault.eventStorm, .watchStorm])
+  func case15And38_stormsCostTheServiceLittleAndItsClientsGoOn(storm: Fault) throws {
+    let victim = try ServedVictim()
+    #expect(victim.workers.count == 1 && victim.control.count == 1)
+    let busy = try NBDClient(victim.path)
+    let other = try NBDClient(victim.path)
+    #expect(try busy.read(0, 4096) == victim.backend.disk.contents(0, 4096))
+    victim.backend.follow(Plan([storm]))
+    // A backend that means to storm begins with the next request, or at once.
+    _ = try busy.read(0, 512)
+
+    // Nobody asks for anything: what the storm costs by itself.
+    let cpu = { ServedVictim.processorSeconds(of: victim.workers.union(victim.control)) }
+    let (before, began) = (cpu(), MonotonicClock.nanoseconds())
+    sleepMilliseconds(2000)
+    let share = (cpu() - before) / (Double(MonotonicClock.nanoseconds() - began) / 1e9)
+    #expect(share < 0.5, "\(share) of a processor")
+
+    // And with clients: each byte is right, and all is done in a time that a storm does not decide.
+    let asked = MonotonicClock.nanoseconds()
+    for index in 0..<100 {
+      let place = index % 40 * 8192
+      let data = Victim.bytes(4096, seed: UInt64(index))
+      try other.write((1 << 20) + place, data)
+      #expect(try other.read((1 << 20) + place, 4096) == data)
+      #expect(try busy.read(place, 4096) == victim.backend.disk.contents(place, 4096))
+    }
+    #expect(MonotonicClock.nanoseconds() - asked < 25_000_000_000)
+    let seen = victim.backend.observations
+    #expect(storm == .eventStorm ? seen.notified > 10_000 : seen.stateWrites > 1000, "no storm: \(seen)")
+    guard case .connected = victim.device.state else {
+      Issue.record("\(victim.device.state)")
+      return victim.stop()
+    }
+    victim.backend.follow(Plan())
+    victim.stop()
+  }
+
+  private func sleepMilliseconds(_ count: UInt64) {
+    let end = MonotonicClock.nanoseconds() &+ count * 1_000_000
+    while MonotonicClock.nanoseconds() < end { usleep(5000) }
+  }
+}

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A device whose backend means harm behind the whole NBD service: the service's own threads run the queue, and clients
+// sit on a socket. What xbd-user's FrontTarget is to `serve`, `QueueTarget` is here.
+
+import Glibc
+import HostileBackend
+import NBD
+import Platform
+import SystemPackage
+import Testing
+import TestSupport
+import Xen
+import XenLoopback
+
+@testable import XbdFront
+
+/// A queue as the NBD service sees it.
+final class QueueTarget: BlockTarget {
+  private let queue: BlockQueue
+  var onCompletion: (UInt64, TargetOperation, TargetStatus) -> Void = { _, _, _ in }
+  var onDescriptorsChange: ([Int32], [Int32]) -> Void {
+    get { queue.onDescriptorsChange }
+    set { queue.onDescriptorsChange = newValue }
+  }
+
+  init(_ queue: BlockQueue) {
+    self.queue = queue
+    queue.onCompletion = { [unowned self] completion in
+      onCompletion(
+        completion.tag, TargetOperation(rawValue: completion.operation.rawValue),
+        completion.status == .okay ? .okay : .ioError)
+    }
+  }
+
+  deinit { queue.onCompletion = { _ in } }
+
+  var geometry: TargetGeometry {
+    TargetGeometry(
+      byteCount: queue.parameters.sectorCount << 9, sectorSize: 512, preferredSize: 4096, isReadOnly: false,
+      canFlush: true, canTrim: false, canFastZero: false)
+  }
+  func begin(_ request: TargetRequest, tag: UInt64) -> TargetOperation? {
+    let command: BlockRequest.Command =
+      switch request.command {
+      case .read: .read
+      case .write: .write
+      case .flush: .flush
+      case .trim: .discard
+      case .writeZeroes: .writeZeroes
+      }
+    return queue.begin(
+      BlockRequest(
+        command: command, forceUnitAccess: request.forceUnitAccess, byteOffset: request.byteOffset,
+        byteCount: request.byteCount), tag: tag
+    ).map { TargetOperation(rawValue: $0.rawValue) }
+  }
+  func vectors(
+    of operation: TargetOperation, from byteOffset: Int, into vectors: UnsafeMutableBufferPointer<iovec>
+  ) -> Int {
+    queue.vectors(of: OperationID(rawValue: operation.rawValue), from: byteOffset, into: vectors)
+  }
+  func submit(_ operation: TargetOperation) { queue.submit(OperationID(rawValue: operation.rawValue)) }
+  func cancel(_ operation: TargetOperation) { queue.cancel(OperationID(rawValue: operation.rawValue)) }
+  func release(_ operation: TargetOperation) { queue.release(OperationID(rawValue: operation.rawValue)) }
+  func poll() -> Bool { queue.poll() }
+  func armWakeup() -> Bool { queue.armWakeup() }
+  func keepTime(_ now: UInt64) -> UInt64? { queue.keepTime(now) }
+  var descriptors: [Int32] { queue.descriptors }
+}
+
+/// Machine, backend, device and server of one test.
+final class ServedVictim {
+  let machine: HostileMachine
+  let backend: HostileBackend
+  let device: BlockDevice
+  private let server: Server
+  private let directory: String
+  let path: String
+  /// The numbers of the service's threads and of the device's control thread.
+  let workers: Set<String>
+  let control: Set<String>
+
+  init(options: FrontendOptions = Victim.options()) throws {
+    machine = try HostileMachine()
+    backend = try HostileBackend(machine)
+    directory = try makeTemporaryDirectory("served")
+    path = directory + "/s"
+    let before = Self.threads()
+    device = try BlockDevice.connect(
+      String(machine.device.virtualDevice), on: try machine.frontend(), options: options,
+      logger: Victim.logger(Locked([])))
+    // A thread has its name a moment after it has begun.
+    control = Self.new(since: before) { $0.hasPrefix("xbd-") }
+    let socket = try ListeningSocket.unix(path: path)
+    nonisolated(unsafe) let targets: [any BlockTarget] = device.queues.map { QueueTarget($0) }
+    server = try Server(sockets: [socket], targets: targets, export: Export(name: ""))
+    workers = Self.new(since: before) { $0.hasPrefix("nbd-0") }
+  }
+
+  /// Ends everything.
+  func stop() {
+    server.stop(gracePeriod: .seconds(1))
+    for queue in device.queues { queue.onCompletion = { _ in } }
+    device.close()
+    let deadline = MonotonicClock.nanoseconds() &+ UInt64(patience * 1e9)
+    while !device.waitUntilClosed(milliseconds: 1), MonotonicClock.nanoseconds() < deadline {
+      for queue in device.queues { queue.poll() }
+    }
+    #expect(device.waitUntilClosed(milliseconds: 0))
+    backend.stop()
+    rmdir(directory)
+  }
+
+  // MARK: Threads
+
+  private static func threads() -> [String: String] {
+    guard let list = opendir("/proc/self/task") else { return [:] }
+    defer { closedir(list) }
+    var result: [String: String] = [:]
+    while let entry = readdir(list) {
+      let task = withUnsafeBytes(of: &entry.pointee.d_name) {
+        String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
+      }
+      if task.hasPrefix(".") { continue }
+      result[task] = NodeCases.text("/proc/self/task/\(task)/comm")
+    }
+    return result
+  }
+
+  private static func new(since before: [String: String], where isOne: (String) -> Bool) -> Set<String> {
+    for _ in 0..<10_000 {
+      let found = threads().filter { before[$0.key] == nil && isOne($0.value) }
+      if !found.isEmpty { return Set(found.keys) }
+      usleep(1000)
+    }
+    return []
+  }
+
+  /// Processor time of some threads, in seconds.
+  static func processorSeconds(of tasks: Set<String>) -> Double {
+    var ticks = 0
+    for task in tasks {
+      let fields = NodeCases.text("/proc/self/task/\(task)/stat").split(separator: ")").last?
+        .split(separator: " ")
+      guard let fields, fields.count > 12 else { continue }
+      ticks += (Int(fields[11]) ?? 0) + (Int(fields[12]) ?? 0)
+    }
+    return Double(ticks) / Double(sysconf(Int32(_SC_CLK_TCK)))
+  }
+}
+
+/// A client of the simplest kind: the old export name, simple replies, one request at a time.
+final class NBDClient {
+  private let socket: Int32
+  private var cookie: UInt64 = 0
+  struct Broken: Error {}
+
+  init(_ path: String) throws {
+    socket = Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+    var address = sockaddr_un()
+    address.sun_family = sa_family_t(AF_UNIX)
+    withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8) }
+    let connected = withUnsafePointer(to: &address) {
+      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+        Glibc.connect(socket, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
+      }
+    }
+    // A server that does not answer is a hang, and a hang fails the test.
+    var limit = timeval(tv_sec: 30, tv_usec: 0)
+    setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &limit, socklen_t(MemoryLayout<timeval>.size))
+    guard connected == 0 else { throw Broken() }
+    _ = try receive(18)
+    try send(Self.big(UInt32(3)) + Array("IHAVEOPT".utf8) + Self.big(UInt32(1)) + Self.big(UInt32(0)))
+    _ = try receive(10)
+  }
+
+  deinit { close(socket) }
+
+  func read(_ offset: Int, _ count: Int) throws -> [UInt8] {
+    try request(0, offset, count)
+    return try receive(count)
+  }
+
+  func write(_ offset: Int, _ data: [UInt8]) throws { try request(1, offset, data.count, data) }
+
+  private func request(_ command: UInt16, _ offset: Int, _ count: Int, _ data: [UInt8] = []) throws {
+    cookie += 1
+    try send(
+      Self.big(UInt32(0x2560_9513)) + Self.big(UInt16(0)) + Self.big(command) + Self.big(cookie)
+        + Self.big(UInt64(offset)) + Self.big(UInt32(count)) + data)
+    let reply = try receive(16)
+    guard reply[0..<8] == [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0], Array(reply[8...]) == Self.big(cookie) else {
+      throw Broken()
+    }
+  }
+
+  private static func big(_ value: some FixedWidthInteger) -> [UInt8] {
+    withUnsafeBytes(of: value.bigEndian) { Array($0) }
+  }
+
+  private func send(_ bytes: [UInt8]) throws {
+    var done = 0
+    while done < bytes.count {
+      let count = bytes[done...].withUnsafeBytes {
+        Glibc.send(socket, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
+      }
+      guard count > 0 else { throw Broken() }
+      done += count
+    }
+  }
+
+  private func receive(_ count: Int) throws -> [UInt8] {
+    var bytes: [UInt8] = []
+    var part = [UInt8](repeating: 0, count: count)
+    while bytes.count < count {
+      let got = part.withUnsafeMutableBytes { Glibc.recv(socket, $0.baseAddress, count - bytes.count, 0) }
+      guard got > 0 else { throw Broken() }
+      bytes += part[..<got]
+    }
+    return bytes
+  }
+}
