@@ -14,7 +14,6 @@ import Testing
   @Test(arguments: [Fault.eventStorm, .watchStorm])
   func case15And38_stormsCostTheServiceLittleAndItsClientsGoOn(storm: Fault) throws {
     let victim = try ServedVictim()
-    #expect(victim.workers.count == 1 && victim.control.count == 1)
     let busy = try NBDClient(victim.path)
     let other = try NBDClient(victim.path)
     #expect(try busy.read(0, 4096) == victim.backend.disk.contents(0, 4096))
@@ -23,10 +22,10 @@ import Testing
     _ = try busy.read(0, 512)
 
     // Nobody asks for anything: what the storm costs by itself.
-    let cpu = { ServedVictim.processorSeconds(of: victim.workers.union(victim.control)) }
-    let (before, began) = (cpu(), MonotonicClock.nanoseconds())
+    #expect(victim.worker.seconds > 0 && victim.control.seconds > 0)
+    let (before, began) = (victim.processorSeconds, MonotonicClock.nanoseconds())
     sleepMilliseconds(2000)
-    let share = (cpu() - before) / (Double(MonotonicClock.nanoseconds() - began) / 1e9)
+    let share = (victim.processorSeconds - before) / (Double(MonotonicClock.nanoseconds() - began) / 1e9)
     #expect(share < 0.5, "\(share) of a processor")
 
     // And with clients: each byte is right, and all is done in a time that a storm does not decide.

@@ -5,6 +5,7 @@
 
 import Glibc
 import HostileBackend
+import Logging
 import NBD
 import Platform
 import SystemPackage
@@ -18,14 +19,17 @@ import XenLoopback
 /// A queue as the NBD service sees it.
 final class QueueTarget: BlockTarget {
   private let queue: BlockQueue
+  private let clock: ThreadClock
   var onCompletion: (UInt64, TargetOperation, TargetStatus) -> Void = { _, _, _ in }
   var onDescriptorsChange: ([Int32], [Int32]) -> Void {
     get { queue.onDescriptorsChange }
     set { queue.onDescriptorsChange = newValue }
   }
 
-  init(_ queue: BlockQueue) {
+  /// - Parameter clock: remembers the worker's thread.
+  init(_ queue: BlockQueue, _ clock: ThreadClock) {
     self.queue = queue
+    self.clock = clock
     queue.onCompletion = { [unowned self] completion in
       onCompletion(
         completion.tag, TargetOperation(rawValue: completion.operation.rawValue),
@@ -63,7 +67,10 @@ final class QueueTarget: BlockTarget {
   func submit(_ operation: TargetOperation) { queue.submit(OperationID(rawValue: operation.rawValue)) }
   func cancel(_ operation: TargetOperation) { queue.cancel(OperationID(rawValue: operation.rawValue)) }
   func release(_ operation: TargetOperation) { queue.release(OperationID(rawValue: operation.rawValue)) }
-  func poll() -> Bool { queue.poll() }
+  func poll() -> Bool {
+    clock.remember()
+    return queue.poll()
+  }
   func armWakeup() -> Bool { queue.armWakeup() }
   func keepTime(_ now: UInt64) -> UInt64? { queue.keepTime(now) }
   var descriptors: [Int32] { queue.descriptors }
@@ -77,25 +84,21 @@ final class ServedVictim {
   private let server: Server
   private let directory: String
   let path: String
-  /// The numbers of the service's threads and of the device's control thread.
-  let workers: Set<String>
-  let control: Set<String>
+  let worker = ThreadClock()
+  let control = ThreadClock()
 
   init(options: FrontendOptions = Victim.options()) throws {
     machine = try HostileMachine()
     backend = try HostileBackend(machine)
     directory = try makeTemporaryDirectory("served")
     path = directory + "/s"
-    let before = Self.threads()
+    let control = control
     device = try BlockDevice.connect(
       String(machine.device.virtualDevice), on: try machine.frontend(), options: options,
-      logger: Victim.logger(Locked([])))
-    // A thread has its name a moment after it has begun.
-    control = Self.new(since: before) { $0.hasPrefix("xbd-") }
+      logger: Logger(label: "served") { _ in ThreadListener(control) })
     let socket = try ListeningSocket.unix(path: path)
-    nonisolated(unsafe) let targets: [any BlockTarget] = device.queues.map { QueueTarget($0) }
+    nonisolated(unsafe) let targets: [any BlockTarget] = [QueueTarget(device.queues[0], worker)]
     server = try Server(sockets: [socket], targets: targets, export: Export(name: ""))
-    workers = Self.new(since: before) { $0.hasPrefix("nbd-0") }
   }
 
   /// Ends everything.
@@ -112,42 +115,45 @@ final class ServedVictim {
     rmdir(directory)
   }
 
-  // MARK: Threads
+  /// Processor time of the service's worker and of the device's control thread, in seconds.
+  var processorSeconds: Double { worker.seconds + control.seconds }
+}
 
-  private static func threads() -> [String: String] {
-    guard let list = opendir("/proc/self/task") else { return [:] }
-    defer { closedir(list) }
-    var result: [String: String] = [:]
-    while let entry = readdir(list) {
-      let task = withUnsafeBytes(of: &entry.pointee.d_name) {
-        String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
-      }
-      if task.hasPrefix(".") { continue }
-      result[task] = NodeCases.text("/proc/self/task/\(task)/comm")
+/// The processor time of a thread that has come by.
+///
+/// Names do not tell threads of tests that run at the same time apart.
+final class ThreadClock: Sendable {
+  private let clock = Locked<clockid_t?>(nil)
+
+  /// The calling thread is the one.
+  func remember() {
+    clock.with { clock in
+      guard clock == nil else { return }
+      var found = clockid_t()
+      if pthread_getcpuclockid(pthread_self(), &found) == 0 { clock = found }
     }
-    return result
   }
 
-  private static func new(since before: [String: String], where isOne: (String) -> Bool) -> Set<String> {
-    for _ in 0..<10_000 {
-      let found = threads().filter { before[$0.key] == nil && isOne($0.value) }
-      if !found.isEmpty { return Set(found.keys) }
-      usleep(1000)
-    }
-    return []
+  /// What it has used, in seconds; 0 before it has come by.
+  var seconds: Double {
+    guard let clock = clock.with({ $0 }) else { return 0 }
+    var time = timespec()
+    clock_gettime(clock, &time)
+    return Double(time.tv_sec) + Double(time.tv_nsec) / 1e9
   }
+}
 
-  /// Processor time of some threads, in seconds.
-  static func processorSeconds(of tasks: Set<String>) -> Double {
-    var ticks = 0
-    for task in tasks {
-      let fields = NodeCases.text("/proc/self/task/\(task)/stat").split(separator: ")").last?
-        .split(separator: " ")
-      guard let fields, fields.count > 12 else { continue }
-      ticks += (Int(fields[11]) ?? 0) + (Int(fields[12]) ?? 0)
-    }
-    return Double(ticks) / Double(sysconf(Int32(_SC_CLK_TCK)))
+/// Remembers the thread that logs: the control thread says each of its actions.
+private struct ThreadListener: LogHandler {
+  let clock: ThreadClock
+  var logLevel = Logger.Level.debug
+  var metadata = Logger.Metadata()
+  init(_ clock: ThreadClock) { self.clock = clock }
+  subscript(metadataKey key: String) -> Logger.Metadata.Value? {
+    get { metadata[key] }
+    set { metadata[key] = newValue }
   }
+  func log(event: LogEvent) { clock.remember() }
 }
 
 /// A client of the simplest kind: the old export name, simple replies, one request at a time.
