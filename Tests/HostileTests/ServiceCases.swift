@@ -24,9 +24,17 @@ import Testing
     // Nobody asks for anything: what the storm costs by itself.
     #expect(victim.worker.seconds > 0 && victim.control.seconds > 0)
     let (before, began) = (victim.processorSeconds, MonotonicClock.nanoseconds())
+    let (looks, events) = (victim.looks.with { $0 }, victim.device.queues[0].snapshot().events)
     sleepMilliseconds(2000)
-    let share = (victim.processorSeconds - before) / (Double(MonotonicClock.nanoseconds() - began) / 1e9)
+    let took = MonotonicClock.nanoseconds() - began
+    let share = (victim.processorSeconds - before) / (Double(took) / 1e9)
     #expect(share < 0.5, "\(share) of a processor")
+    // A busy machine hides what a storm would take; what was looked at does not.
+    #expect(victim.looks.with { $0 } - looks <= WatchPacer.allowed(in: took))
+    let counters = victim.device.queues[0].snapshot()
+    // One in 16 ms, and twice as many for slow beginnings.
+    #expect(counters.events - events <= took / 8_000_000 + 50, "\(counters.events - events) events")
+    #expect((counters.eventsHeldBack > 0) == (storm == .eventStorm))
 
     // And with clients: each byte is right, and all is done in a time that a storm does not decide.
     let asked = MonotonicClock.nanoseconds()
@@ -52,4 +60,9 @@ import Testing
     let end = MonotonicClock.nanoseconds() &+ count * 1_000_000
     while MonotonicClock.nanoseconds() < end { usleep(5000) }
   }
+}
+
+extension WatchPacer {
+  /// The most looks that it may allow in a time.
+  static func allowed(in nanoseconds: UInt64) -> Int { burst + Int(nanoseconds / interval) + 2 }
 }

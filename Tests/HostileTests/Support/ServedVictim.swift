@@ -86,16 +86,18 @@ final class ServedVictim {
   let path: String
   let worker = ThreadClock()
   let control = ThreadClock()
+  /// How often the control thread has followed a watch to a backend that is connected as before.
+  let looks = Locked(0)
 
   init(options: FrontendOptions = Victim.options()) throws {
     machine = try HostileMachine()
     backend = try HostileBackend(machine)
     directory = try makeTemporaryDirectory("served")
     path = directory + "/s"
-    let control = control
+    let (control, looks) = (control, looks)
     device = try BlockDevice.connect(
       String(machine.device.virtualDevice), on: try machine.frontend(), options: options,
-      logger: Logger(label: "served") { _ in ThreadListener(control) })
+      logger: Logger(label: "served") { _ in ThreadListener(control, looks) })
     let socket = try ListeningSocket.unix(path: path)
     nonisolated(unsafe) let targets: [any BlockTarget] = [QueueTarget(device.queues[0], worker)]
     server = try Server(sockets: [socket], targets: targets, export: Export(name: ""))
@@ -146,14 +148,21 @@ final class ThreadClock: Sendable {
 /// Remembers the thread that logs: the control thread says each of its actions.
 private struct ThreadListener: LogHandler {
   let clock: ThreadClock
+  let looks: Locked<Int>
   var logLevel = Logger.Level.debug
   var metadata = Logger.Metadata()
-  init(_ clock: ThreadClock) { self.clock = clock }
+  init(_ clock: ThreadClock, _ looks: Locked<Int>) {
+    self.clock = clock
+    self.looks = looks
+  }
   subscript(metadataKey key: String) -> Logger.Metadata.Value? {
     get { metadata[key] }
     set { metadata[key] = newValue }
   }
-  func log(event: LogEvent) { clock.remember() }
+  func log(event: LogEvent) {
+    clock.remember()
+    if "\(event.message)".hasSuffix("rereadSize") { looks.with { $0 += 1 } }
+  }
 }
 
 /// A client of the simplest kind: the old export name, simple replies, one request at a time.
