@@ -180,7 +180,7 @@ let package = Package(
     .testTarget(
       name: "HostileTests",
       dependencies: [
-        "TestSupport", "HostileBackend", "XbdFront", "XenLoopback", "Blkif", "Xen", "Platform", "CXen",
+        "TestSupport", "HostileBackend", "XbdFront", "NBD", "XenLoopback", "Blkif", "Xen", "Platform", "CXen",
         .product(name: "Logging", package: "swift-log"),
         .product(name: "SystemPackage", package: "swift-system"),
       ],

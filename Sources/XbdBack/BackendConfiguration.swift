@@ -139,6 +139,14 @@ public struct BackendConfiguration: Sendable {
   public var malformedRequest: Refusal = .error
   /// The answer to a write of a disk that may not be written.
   public var readOnlyWrite: Refusal = .error
+  /// Map a page once more, for the one request, that is kept mapped and in use by another request already.
+  public var mapsAgainWhatIsInUse = false
+  /// How much longer a request takes that has anything but whole pages between its first and last segment, in
+  /// microseconds; the ring waits meanwhile.
+  public var unevenMicroseconds: UInt32 = 0
+  /// How many refused requests it takes until no request is done or answered any more: each of them is lost to the
+  /// backend's free list. 0 loses none.
+  public var requestsToLose = 0
   /// How long a request that makes no sense is slept over, in microseconds; the ring waits meanwhile.
   public var refusalMicroseconds: UInt32 = 0
   /// Show responses only when all requests that were taken together are done, and take none meanwhile.

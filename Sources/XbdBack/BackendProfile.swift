@@ -56,12 +56,13 @@ extension BackendConfiguration {
 
   /// Linux drivers/block/xen-blkback: transport with InitWait, the rest with Connected (Q4, Q7); x86_32 when `protocol`
   /// is missing (Q1), `ring-ref0` for an order of 0 (Q2); a bad request costs a millisecond (Q20), a bad producer
-  /// index halts the ring without a word (Q22).
+  /// index halts the ring without a word (Q22), a grant that is in flight twice is mapped twice (Q13).
   private static var linux6: Self {
     var linux = Self()
     linux.abiWhenMissing = .x86_32
     linux.singlePage = .numbered
     linux.refusalMicroseconds = 1000
+    linux.mapsAgainWhatIsInUse = true
     linux.haltsSilently = true
     linux.withdrawsFeatures = true
     return linux
@@ -141,7 +142,8 @@ extension BackendConfiguration {
 
   /// NetBSD sys/arch/xen/xen/xbdback_xenbus.c: Connected before there is a frontend (Q5), the ring attached later
   /// with a notification and no change of state (Q5b, Q19); flush only (Q8); 16 indirect segments on one page (Q14);
-  /// EOPNOTSUPP for a write of a read-only disk (Q17); no second connection (Q6).
+  /// EOPNOTSUPP for a write of a read-only disk (Q17); no second connection (Q6); one bounce buffer for requests that
+  /// are not contiguous (Q12); 32 requests that are lost one by one as they are refused (Q25).
   private static var netbsd: Self {
     var netbsd = Self()
     netbsd.persistentGrants = false
@@ -158,6 +160,8 @@ extension BackendConfiguration {
     netbsd.reconnects = false
     netbsd.notifiesWhenAttached = true
     netbsd.unknownOperation = .error
+    netbsd.unevenMicroseconds = 500
+    netbsd.requestsToLose = 32
     netbsd.readOnlyWrite = .notSupported
     netbsd.sizeChange = .silent
     netbsd.publication = Publication(connected: [.indirect, .flush, .size, .info, .sectorSize])

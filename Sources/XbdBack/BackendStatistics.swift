@@ -45,6 +45,13 @@ public struct BackendStatistics: Equatable, Sendable {
   /// Times that responses were published and it did not want to be.
   public var notificationsSuppressed: UInt64 = 0
 
+  /// Pages that were kept mapped and in use when a request named them again; counted where they are then mapped again.
+  public var grantsInUseAgain: UInt64 = 0
+  /// Requests with a segment in their middle that is no whole page; counted where such are slow.
+  public var unevenRequests: UInt64 = 0
+  /// Refused requests that the backend has lost the memory of.
+  public var lostRequests: UInt64 = 0
+
   /// Nothing done yet.
   public init() {}
 
@@ -56,7 +63,7 @@ public struct BackendStatistics: Equatable, Sendable {
       \.sectorsDiscarded, \.errors, \.notSupported, \.persistentHits, \.persistentMisses,
       \.persistentEvictions,
       \.persistentGrants, \.transientMaps, \.mapCalls, \.grantCopies, \.slowRequests, \.notificationsSent,
-      \.notificationsSuppressed,
+      \.notificationsSuppressed, \.grantsInUseAgain, \.unevenRequests, \.lostRequests,
     ]
     for counter in counters { sum[keyPath: counter] &+= right[keyPath: counter] }
     return sum

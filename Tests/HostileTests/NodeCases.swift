@@ -325,8 +325,11 @@ import XenLoopback
     victim.backend.follow(Plan([.watchStorm]))
     let writes = victim.backend.observations.stateWrites
     let before = Self.processorSeconds(of: thread)
+    let (looks, began) = (victim.looks.with { $0 }, MonotonicClock.nanoseconds())
     victim.run(milliseconds: 2000)
     let used = Self.processorSeconds(of: thread) - before
+    let allowed = WatchPacer.allowed(in: MonotonicClock.nanoseconds() - began)
+    #expect(victim.looks.with { $0 } - looks <= allowed, "\(victim.looks.with { $0 } - looks) looks")
     let stormed = victim.backend.observations.stateWrites - writes
     // Without a bound each write is some thirty round trips: the thread would have no pause at all.
     #expect(stormed > 1000, "\(stormed) writes")

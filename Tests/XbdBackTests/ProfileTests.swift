@@ -4,6 +4,7 @@
 
 import Blkif
 import Glibc
+import Platform
 import Testing
 import Xen
 
@@ -286,6 +287,93 @@ import Xen
         let segments = (0..<most).map { page(UInt32(300 + $0)) }
         let id = frontend.enqueueIndirect(.write, sector: 0, segments, page: 1)
         #expect(try frontend.wait(for: id).status == 0, "\(profile)")
+      }
+    }
+  }
+
+  @Test func q12_unevenMiddlesAreServedAndSlowOnNetBSD() throws {
+    for profile in BackendProfile.allCases {
+      try with(profile) { frontend, device in
+        try connect(frontend, device)
+        for index in 0..<4096 * 3 {
+          (frontend.xen.page(1) + index).storeBytes(of: UInt8(index % 251), as: UInt8.self)
+        }
+        // Each is one half of a page too short, first at its ends and then in its middle.
+        let ends = [
+          Segment(reference: GrantRef(1), firstSector: 4, lastSector: 7), page(2),
+          Segment(reference: GrantRef(3), firstSector: 0, lastSector: 3),
+        ]
+        let middle = [page(1), Segment(reference: GrantRef(2), firstSector: 0, lastSector: 3), page(3)]
+        #expect(try frontend.perform(.write, sector: 0, ends) == 0)
+        #expect(device.statistics.unevenRequests == 0, "\(profile)")
+        let began = MonotonicClock.nanoseconds()
+        #expect(try frontend.perform(.write, sector: 64, middle) == 0)
+        let took = MonotonicClock.nanoseconds() - began
+        #expect(device.statistics.unevenRequests == (profile == .netbsd ? 1 : 0), "\(profile)")
+        #expect(profile != .netbsd || took >= 500_000, "\(took) ns")
+        #expect(try frontend.perform(.read, sector: 64, [page(5), page(6), page(7)]) == 0)
+        #expect(memcmp(frontend.xen.page(5), frontend.xen.page(1), 4096 + 2048) == 0, "\(profile)")
+        #expect(memcmp(frontend.xen.page(6) + 2048, frontend.xen.page(3), 4096) == 0, "\(profile)")
+      }
+    }
+  }
+
+  @Test func q13_aGrantThatIsInFlightTwiceIsMappedOnceMoreByLinux() throws {
+    for profile in [BackendProfile.linux6, .linux3] {
+      try with(profile) { frontend, device in
+        try connect(frontend, device)
+        for offset in 0..<4096 {
+          frontend.xen.page(1).storeBytes(of: UInt8(offset % 251), toByteOffset: offset, as: UInt8.self)
+        }
+        #expect(try frontend.perform(.write, sector: 0, [page(1)]) == 0)
+        let before = device.statistics
+        #expect(before.persistentMisses == 1 && before.transientMaps == 0)
+        // The same page of zeroes in every segment, as a frontend might write zeroes.
+        #expect(try frontend.perform(.write, sector: 8, [page(1), page(1), page(1)]) == 0)
+        let after = device.statistics
+        #expect(after.grantsInUseAgain == 2 && after.transientMaps == 2, "\(after)")
+        #expect(after.persistentGrants == 1)
+        for block in [8, 16, 24] as [UInt64] {
+          #expect(try frontend.perform(.read, sector: block, [page(4)]) == 0)
+          #expect(memcmp(frontend.xen.page(4), frontend.xen.page(1), 4096) == 0)
+        }
+        // Alone again it is found where it was kept.
+        #expect(try frontend.perform(.read, sector: 0, [page(1)]) == 0)
+        #expect(device.statistics.grantsInUseAgain == 2)
+        #expect(device.statistics.transientMaps == 2)
+      }
+    }
+  }
+
+  @Test func q25_netBSDLosesARequestWithEachRefusalAndIsDeadAfter32() throws {
+    // MirageOS answers no refused request at all, so that its ring is full before it is dead.
+    for profile in BackendProfile.allCases where profile != .mirage {
+      try with(profile) { frontend, device in
+        try connect(frontend, device)
+        for count in 1..<32 {
+          // Past the end, or an operation that it does not know.
+          if count % 2 == 0 {
+            _ = frontend.enqueue(.read, sector: 1 << 40, [page(1)])
+          } else {
+            _ = frontend.enqueue(.writeBarrier, sector: 0, [])
+            frontend.poke(77, at: 0)
+          }
+          #expect(try frontend.perform(.read, sector: 0, [page(1)]) == 0, "\(profile)")
+        }
+        #expect(device.statistics.lostRequests == (profile == .netbsd ? 31 : 0), "\(profile)")
+        _ = frontend.enqueue(.read, sector: 1 << 40, [page(1)])
+        let last = frontend.enqueue(.read, sector: 0, [page(1)])
+        guard profile == .netbsd else {
+          #expect(try frontend.wait(for: last).status == 0, "\(profile)")
+          return
+        }
+        try frontend.publishRequests()
+        #expect(eventually { device.statistics.lostRequests == 32 || device.colocatedQueue(0)?.run() == nil })
+        for _ in 0..<20 {
+          _ = device.colocatedQueue(0)?.run()
+          try frontend.collect()
+        }
+        #expect(frontend.responses[last] == nil)
       }
     }
   }

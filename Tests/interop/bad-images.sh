@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # An image that cannot be served is refused at once, with one sentence that says what and which.
+# profile: default; an image that is refused meets no backend
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 

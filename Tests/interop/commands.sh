@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Every command and every error of the protocol that a client can provoke, through libnbd.
+# profile: each; each command, by whatever the backend has and has not
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires python3-libnbd
@@ -9,7 +10,7 @@ requires python3-libnbd
 serve memory:64M
 libnbd <<'PY'
 import nbd
-from nbdtools import connect, expect
+from nbdtools import CAN_FLUSH, connect, expect, flush, trim
 
 h = connect()
 size = h.get_size()
@@ -21,18 +22,21 @@ pattern = bytes(i * 7 & 255 for i in range(K))
 h.pwrite(pattern, 8 * K)
 assert h.pread(K, 8 * K) == pattern
 assert h.pread(3 * K, 7 * K) == bytes(K) + pattern + bytes(K)
-h.flush()
-h.pwrite(pattern, 9 * K, nbd.CMD_FLAG_FUA)
+flush(h)
+# Where there is no flush there is no FUA.
+assert h.can_fua() == CAN_FLUSH
+FUA = nbd.CMD_FLAG_FUA if CAN_FLUSH else 0
+h.pwrite(pattern, 9 * K, FUA)
 assert h.pread(K, 9 * K) == pattern
 
 # Zeroes and trims, with all their flags.
 h.zero(K, 8 * K)
 assert h.pread(K, 8 * K) == bytes(K)
 h.pwrite(pattern, 8 * K)
-h.zero(K, 8 * K, nbd.CMD_FLAG_NO_HOLE | nbd.CMD_FLAG_FUA)
+h.zero(K, 8 * K, nbd.CMD_FLAG_NO_HOLE | FUA)
 assert h.pread(K, 8 * K) == bytes(K)
-h.trim(K, 9 * K)
-h.trim(K, 9 * K, nbd.CMD_FLAG_FUA)
+trim(h, K, 9 * K)
+trim(h, K, 9 * K, FUA)
 if h.can_fast_zero():
     try:
         h.zero(K, 10 * K, nbd.CMD_FLAG_FAST_ZERO)
@@ -87,7 +91,7 @@ h.shutdown()
 
 # Length 0 is unspecified; here it is no error.
 h = connect(strict=False)
-h.trim(0, 0)
+trim(h, 0, 0)
 h.zero(0, 0)
 h.pwrite(b"", 0)
 assert h.pread(0, 0) == b""

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Requests up to 32 MiB are served; larger ones get an error, and the connection goes on.
+# profile: each; many rings of requests for one of a client's
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires python3-libnbd
@@ -9,7 +10,7 @@ requires python3-libnbd
 serve memory:128M
 libnbd <<'PY'
 import random
-from nbdtools import connect, expect
+from nbdtools import connect, expect, trim
 
 h = connect(strict=False)
 generator = random.Random(1)
@@ -28,7 +29,7 @@ assert h.pread(32 << 20, 12345 * 512) == data
 # Larger than any payload, but without one.
 h.zero(100 << 20, 0)
 assert h.pread(1 << 20, 50 << 20) == bytes(1 << 20)
-h.trim(100 << 20, 0)
+trim(h, 100 << 20, 0)
 h.shutdown()
 PY
 stop

@@ -11,6 +11,11 @@ XBD_USER=${XBD_USER:-$repository/.build/release/xbd-user}
 read -r -a serve_args <<<"${XBD_SERVE_ARGS:-}"
 # Who serves the image: reference, process or qemu. The runner runs each script once for each (Tests/interop/run).
 backend=${XBD_BACKEND:-reference}
+# Which known backend the reference backend behaves as; empty for none.
+profile=${XBD_PROFILE:-}
+# What has no flush must not be asked for one: nbdcopy's option, where it may be given.
+flush_option=(--flush)
+case $profile in mirage | minimal) flush_option=() ;; esac
 # Patience with a slow machine, in tenths of a second.
 patience=${XBD_PATIENCE:-300}
 
@@ -103,6 +108,18 @@ disk() {
     *) disk=("$1") ;;
   esac
   [ "$backend" = reference ] || disk+=(--backend "$backend")
+  [ -z "$profile" ] || disk+=(--profile "$profile")
+}
+
+# large_sectors: sets $large, the options for sectors of 4,096 bytes; empty where the backend has none.
+large=()
+large_sectors() {
+  case $backend:$profile in
+    qemu:* | *:qemu | *:netbsd | *:minimal) large=() ;;
+    # They count in their own sectors.
+    *:freebsd | *:mirage) large=(--sector-size 4096 --sectors-unit sector-size) ;;
+    *) large=(--sector-size 4096) ;;
+  esac
 }
 
 # serve SPEC [OPTION…]: a loopback server on a socket of its own. Sets $uri, $socket and $server, which are the

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # An image has one writer: a second server is refused, and may have it as soon as the first is gone, however it went.
+# profile: default; the lock is the image's
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdinfo

@@ -37,5 +37,6 @@ try --no-backend-persistent
 try --max-persistent 7
 try --single-mapping
 try --grant-copy
-try --sector-size 4096
+large_sectors
+[ ${#large[@]} = 0 ] || try "${large[@]}"
 try --no-flush --no-barrier --no-discard

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # MULTI_CONN keeps its word: a flush on one connection covers what was acknowledged on all the others.
+# profile: each; the same
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires python3-libnbd
@@ -10,7 +11,7 @@ for queues in 1 2; do
   serve "$dir/disk$queues.img" --size 16M --queues $queues
   libnbd "$server" "$dir/disk$queues.img" <<'PY'
 import os, signal, sys
-from nbdtools import connect
+from nbdtools import connect, flush
 
 handles = [connect() for _ in range(8)]
 assert all(h.can_multi_conn() for h in handles)
@@ -20,7 +21,7 @@ for n, h in enumerate(handles):
 for h in handles:
     for n in range(8):
         assert h.pread(65536, n * 65536) == bytes([n + 1]) * 65536
-handles[5].flush()
+flush(handles[5])
 os.kill(int(sys.argv[1]), signal.SIGKILL)
 PY
   reap "$server"

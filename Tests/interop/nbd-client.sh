@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # nbd-client lists the exports.
+# profile: default; the list of exports knows no backend
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 PATH=$PATH:/usr/sbin:/sbin

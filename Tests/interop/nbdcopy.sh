@@ -10,7 +10,7 @@ random_file "$dir/in" $((64 << 20))
 # Holes in the middle, so that zeroes are written as zeroes.
 fallocate -p -o $((20 << 20)) -l $((10 << 20)) "$dir/in"
 serve "$dir/disk.img" --size 64M
-nbdcopy --flush --connections=4 "$dir/in" "$uri"
+nbdcopy "${flush_option[@]}" --connections=4 "$dir/in" "$uri"
 nbdcopy --connections=4 "$uri" "$dir/out"
 cmp "$dir/in" "$dir/out"
 nbdcopy --synchronous "$uri" "$dir/out2"

@@ -8,6 +8,12 @@ import os
 import nbd
 
 URI = os.environ.get("URI", "")
+# The known backend that is served as (Tests/interop/run), and what it is known for (docs/backends.md).
+PROFILE = os.environ.get("XBD_PROFILE", "")
+CAN_FLUSH = PROFILE not in ("mirage", "minimal")
+CAN_TRIM = PROFILE in ("", "linux-6.x", "linux-3.x", "qemu")
+# linux-3.x offers discards and finds out that it cannot when it is asked.
+TRIM_FAILS = PROFILE == "linux-3.x"
 
 
 def connect(uri=None, strict=True, contexts=("base:allocation",)):
@@ -19,6 +25,26 @@ def connect(uri=None, strict=True, contexts=("base:allocation",)):
         handle.set_strict_mode(0)
     handle.connect_uri(uri or URI)
     return handle
+
+
+def flush(handle):
+    """A flush where the backend has one. Without one the server must say so, and what it has answered is in the image."""
+    if CAN_FLUSH:
+        handle.flush()
+    else:
+        assert not handle.can_flush(), "a flush is offered that nobody can do"
+
+
+def trim(handle, length, offset, flags=0):
+    """A trim where the backend has one."""
+    if not CAN_TRIM:
+        assert not handle.can_trim(), "a trim is offered that nobody can do"
+        return
+    try:
+        handle.trim(length, offset, flags)
+    except nbd.Error as error:
+        # The first is not supported; from then on nobody is offered what this client still believes in.
+        assert TRIM_FAILS and error.errnum in (errno.ENOTSUP, errno.EINVAL), error
 
 
 @contextlib.contextmanager

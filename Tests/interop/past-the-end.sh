@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Requests past the end get the protocol's errors, change nothing, and leave the connection usable.
+# profile: each; no such request may reach a backend
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires python3-libnbd

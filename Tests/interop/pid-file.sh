@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # --pid-file names the server while it serves, and is gone afterwards; so is the socket.
+# profile: default; no request is made
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 

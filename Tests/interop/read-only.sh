@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # A read-only server says so, refuses every change with EPERM, and leaves the image alone.
+# profile: each; some say so in their nodes, one only when it is asked
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires python3-libnbd

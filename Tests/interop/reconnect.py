@@ -7,6 +7,7 @@ import sys
 
 import nbd
 import nbdtools
+from nbdtools import CAN_FLUSH, flush
 
 size, flag = int(sys.argv[1]), sys.argv[2]
 random.seed(7)
@@ -23,7 +24,7 @@ while os.path.exists(flag):
         offset = place * 65536 + random.choice([0, 0, 0, 123]) % (65537 - length)
         data = random.randbytes(length)
         buffer = nbd.Buffer.from_bytearray(bytearray(data))
-        flags = random.choice([0, 0, nbd.CMD_FLAG_FUA])
+        flags = random.choice([0, 0, nbd.CMD_FLAG_FUA if CAN_FLUSH else 0])
         cookies.append(writer.aio_pwrite(buffer, offset, flags=flags))
         model[offset : offset + length] = data
         ranges.append((offset, length))
@@ -31,13 +32,13 @@ while os.path.exists(flag):
         while not writer.aio_command_completed(cookie):
             writer.poll(-1)
     if random.randrange(4) == 0:
-        writer.flush()
+        flush(writer)
     for offset, length in random.sample(ranges, 6):
         assert reader.pread(length, offset) == model[offset : offset + length], f"differs at {offset}"
     rounds += 1
 for offset in range(0, size, 1 << 20):
     assert reader.pread(1 << 20, offset) == model[offset : offset + (1 << 20)], f"differs near {offset}"
-writer.flush()
+flush(writer)
 with open(flag + ".model", "wb") as file:
     file.write(model)
 print(rounds, "rounds")

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Rubbish at any byte of the handshake or of a request closes that connection and no other.
+# profile: default; what is no request reaches no backend
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires python3-libnbd

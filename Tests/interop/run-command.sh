@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # --run starts a command with $uri set, and its status is the server's.
+# profile: default; it is about the command
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdinfo

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # SIGTERM under load: what is in flight is answered, what was acknowledged is in the image, the status is 0.
+# profile: each; closing under load, and to backends that do not come back
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires python3-libnbd

@@ -9,7 +9,7 @@ requires nbdcopy
 random_file "$dir/in" $((16 << 20))
 for pages in 64 24; do
   serve memory:16M --gntalloc-limit $pages
-  nbdcopy --flush --connections=2 "$dir/in" "$uri"
+  nbdcopy "${flush_option[@]}" --connections=2 "$dir/in" "$uri"
   nbdcopy --connections=2 "$uri" - | cmp - "$dir/in"
   contains "what the server said" "$(cat "$dir/server$servers.err")" "limit"
   stop

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # `nbdinfo [ SERVER ]` and `nbdcopy [ SERVER ]` start the server by socket activation.
+# profile: default; it is about the socket
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdinfo nbdcopy

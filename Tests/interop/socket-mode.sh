@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # The socket is for its owner alone; without --socket its directory is too, and is cleared away.
+# profile: default; it is about the socket
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdinfo

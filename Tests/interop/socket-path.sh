@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # A socket path of a live server is refused, one that a dead server left is replaced, another file is left alone.
+# profile: default; it is about the socket
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdinfo

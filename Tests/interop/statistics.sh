@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # --stats-file leaves a JSON whose counts fit what was done; SIGUSR1 prints one and the server goes on.
+# profile: default; it is about the service's counters
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdcopy python3

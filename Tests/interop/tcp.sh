@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # --tcp serves on the loopback address, on a port of the system's choice when it is 0.
+# profile: default; it is about the socket
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdinfo nbdcopy ss
@@ -12,7 +13,7 @@ case $uri in
   *) fail "a URI for the loopback address was to be expected, not $uri" ;;
 esac
 random_file "$dir/in" $((16 << 20))
-nbdcopy --flush --connections=2 "$dir/in" "$uri"
+nbdcopy "${flush_option[@]}" --connections=2 "$dir/in" "$uri"
 nbdcopy "$uri" - | cmp - "$dir/in"
 port=${uri##*:}
 port=${port%%/*}

@@ -2,16 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Requests of any offset and length, down to one byte, on 512- and 4,096-byte sectors; neighbours stay untouched.
+# profile: each; data, in sectors of each size that the backend has
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires python3-libnbd
 
-# Sectors of 4,096 bytes are an option of the reference backend.
-options=("--verbose" "--sector-size 4096")
-[ "$backend" != qemu ] || options=("--verbose")
-for option in "${options[@]}"; do
-  # shellcheck disable=SC2086 # an option and its value
-  serve memory:4M $option
+large_sectors
+for sector in 512 4096; do
+  if [ $sector = 512 ]; then
+    serve memory:4M
+  else
+    [ ${#large[@]} -gt 0 ] || continue
+    serve memory:4M "${large[@]}"
+  fi
   libnbd <<'PY'
 import random
 from nbdtools import connect

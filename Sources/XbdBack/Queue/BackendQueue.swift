@@ -210,6 +210,7 @@ internal import Xen
   private func current() -> BackendStatistics {
     var statistics = engine.statistics
     statistics.persistentGrants = UInt64(engine.persistent.count)
+    statistics.grantsInUseAgain = engine.persistent.usedAgain
     return statistics
   }
 

@@ -28,6 +28,10 @@ struct PersistentGrants: ~Copyable {
   }
   let limit: Int
   private(set) var count = 0
+  /// Do not give out a page that has a user already.
+  var refusesUsed = false
+  /// How often a page was refused because it had a user already.
+  private(set) var usedAgain: UInt64 = 0
   /// A reference could not be kept since the last purge.
   var overflowed = false
   private var clock: UInt64 = 0
@@ -66,7 +70,8 @@ struct PersistentGrants: ~Copyable {
 
   /// Finds a page and counts a user of it.
   ///
-  /// - Returns: the entry, to be given back with `release`; nil when the reference is not kept.
+  /// - Returns: the entry, to be given back with `release`; nil when the reference is not kept, or is not to be given
+  ///   to a second user.
   @inline(__always)
   mutating func acquire(_ reference: UInt32, second: UInt32) -> UInt32? {
     var position = home(reference)
@@ -75,6 +80,7 @@ struct PersistentGrants: ~Copyable {
       if slot == 0 { return nil }
       if UInt32(truncatingIfNeeded: slot) == reference {
         let entry = Self.entry(slot)
+        if refusesUsed, entries[Int(entry)].users > 0 { return nil }
         clock &+= 1
         entries[Int(entry)].users &+= 1
         entries[Int(entry)].lastUse = clock
@@ -83,6 +89,22 @@ struct PersistentGrants: ~Copyable {
       }
       position = (position &+ 1) & mask
     }
+  }
+
+  /// Whether a reference that `acquire` did not give out may be kept: there is room, and it is not there yet.
+  func hasRoom(for reference: UInt32) -> Bool {
+    if refusesUsed {
+      var position = home(reference)
+      while index[Int(position)] != 0 {
+        if UInt32(truncatingIfNeeded: index[Int(position)]) == reference {
+          usedAgain &+= 1
+          return false
+        }
+        position = (position &+ 1) & mask
+      }
+    }
+    if count >= limit { overflowed = true }
+    return count < limit
   }
 
   /// Keeps a page that has just been mapped, with one user.

@@ -79,14 +79,13 @@ extension QueueEngine {
         pending[slot].useCount += 1
         addresses[index] = persistent.page(entry)
         statistics.persistentHits &+= 1
-      } else if persistent.count < persistent.limit {
+      } else if persistent.hasRoom(for: reference.rawValue) {
         // For writing, whatever this request is: the page will be used for others (blkif.h: feature-persistent).
         guard let entry = keep(reference) else { return false }
         uses[pending[slot].useCount] = entry
         pending[slot].useCount += 1
         addresses[index] = persistent.page(entry)
       } else {
-        persistent.overflowed = true
         references[missing] = reference
         missing += 1
       }
@@ -182,14 +181,13 @@ extension QueueEngine {
         statistics.persistentHits &+= 1
         return true
       }
-      if persistent.count < persistent.limit {
+      if persistent.hasRoom(for: reference.rawValue) {
         guard let entry = keep(reference) else { return false }
         // SAFETY: as above.
         unsafe persistent.page(entry)?.copy(to: destination, byteCount: byteCount)
         persistent.release(entry)
         return true
       }
-      persistent.overflowed = true
     }
     references[0] = reference
     statistics.mapCalls &+= 2

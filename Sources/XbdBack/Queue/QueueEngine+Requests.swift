@@ -172,6 +172,7 @@ extension QueueEngine {
     if parameters.configuration.refusalMicroseconds > 0 {
       usleep(parameters.configuration.refusalMicroseconds)
     }
+    loseRequest()
     guard let status = refusal.status else { return }
     answer(id: request.id, operation: operation ?? request.operation, status)
   }
@@ -191,12 +192,34 @@ extension QueueEngine {
   private mutating func fail(_ slot: UInt32, _ operation: StorageRequest.Operation) {
     let configuration = parameters.configuration
     if configuration.refusalMicroseconds > 0 { usleep(configuration.refusalMicroseconds) }
+    loseRequest()
     pending[slot].hasBody = false
     let isRefusedWrite = operation == .write && parameters.readOnly
     switch isRefusedWrite ? configuration.readOnlyWrite : configuration.malformedRequest {
     case .error: end(slot, .failed(EINVAL))
     case .notSupported: end(slot, .notSupported)
     case .unanswered: abandon(slot)
+    }
+  }
+
+  /// NetBSD answers a request that it refuses and forgets to put it back on its free list; with the last of them gone
+  /// its kernel follows a null pointer.
+  private mutating func loseRequest() {
+    guard parameters.configuration.requestsToLose > 0 else { return }
+    statistics.lostRequests &+= 1
+    if statistics.lostRequests >= UInt64(parameters.configuration.requestsToLose) { isStopped = true }
+  }
+
+  /// Takes the time that a request takes which is not made of whole pages in its middle.
+  private mutating func passUneven(_ segments: UnsafeMutablePointer<Segment>, _ count: Int) {
+    let last = UInt8(BlkIf.sectorsPerPage - 1)
+    for index in 0..<count {
+      let begins = index == 0 || segments[index].firstSector == 0
+      let ends = index == count - 1 || segments[index].lastSector == last
+      if begins && ends { continue }
+      statistics.unevenRequests &+= 1
+      usleep(parameters.configuration.unevenMicroseconds)
+      return
     }
   }
 
@@ -247,6 +270,7 @@ extension QueueEngine {
       guard segment.isValid else { return false }
       total &+= UInt64(segment.sectorCount)
     }
+    if parameters.configuration.unevenMicroseconds > 0 { passUneven(segments, segmentCount) }
     let (end, overflow) = sector.addingReportingOverflow(total)
     guard !overflow, end <= sectorCount, (sector | total) & sectorMask == 0 else { return false }
     pending[slot].segmentCount = segmentCount

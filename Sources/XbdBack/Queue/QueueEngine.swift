@@ -85,6 +85,7 @@ internal import Xen
     self.sectorCount = sectorCount
     sectorMask = UInt64(configuration.sectorSize / BlkIf.sectorSize - 1)
     persistent = PersistentGrants(limit: parameters.persistent ? configuration.maxPersistentGrants : 0)
+    persistent.refusesUsed = configuration.mapsAgainWhatIsInUse
     free = Table(count: capacity) { UInt32(capacity - 1 - $0) }
     freeCount = capacity
     // SAFETY: new memory, filled to its end.

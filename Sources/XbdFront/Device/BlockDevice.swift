@@ -124,11 +124,16 @@ public final class BlockDevice: Sendable {
   /// Begins to close the device: no new requests, those in flight are waited for, then the handshake's end.
   ///
   /// The owners of the queues must go on calling `poll` until the device is closed.
-  public func close() { shared.post(.close) }
+  ///
+  /// - Parameter limit: the most that all of it may take, if that is less than `FrontendOptions.closeTimeout`: for who
+  ///   has waited for the backend already.
+  public func close(within limit: Duration? = nil) {
+    shared.post(.close(by: limit.map { MonotonicClock.nanoseconds() &+ $0.nanoseconds }))
+  }
 
   deinit {
     // Nobody can reach it any more: the control thread closes it, without waiting longer than for any other.
-    shared.post(.close)
+    shared.post(.close(by: nil))
   }
 
   /// Waits until the device is closed, by whichever side.

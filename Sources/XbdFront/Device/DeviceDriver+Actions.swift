@@ -67,13 +67,20 @@ extension DeviceDriver {
   }
 
   private func startTimer() {
-    let patience =
-      switch machine.phase {
-      case .resettingClosing where machine.isRecovering, .resettingClosed where machine.isRecovering:
-        options.reconnectPause * 3
-      default: shared.isConnected && !machine.isRecovering ? options.closeTimeout : options.handshakeTimeout
-      }
-    deadline = MonotonicClock.nanoseconds() &+ patience.nanoseconds
+    let now = MonotonicClock.nanoseconds()
+    switch machine.phase {
+    case .resettingClosing where machine.isRecovering, .resettingClosed where machine.isRecovering:
+      deadline = now &+ (options.reconnectPause * 3).nanoseconds
+    case .draining where !machine.isRecovering, .closing, .closed:
+      // One time for all steps of the way out: a backend that is dead takes it once, not once for each.
+      let end = closeDeadline ?? now &+ options.closeTimeout.nanoseconds
+      closeDeadline = end
+      deadline = end
+    default:
+      let patience =
+        shared.isConnected && !machine.isRecovering ? options.closeTimeout : options.handshakeTimeout
+      deadline = now &+ patience.nanoseconds
+    }
   }
 
   /// Adds to an error what a person looks for next: both states and what the backend itself said.
@@ -138,11 +145,14 @@ extension DeviceDriver {
   }
 
   private func connect() throws(XbdError) {
-    guard let transport else { return }
+    guard var transport else { return }
     let nodes = try backendNodes()
-    let features = try wellFormed { () throws(MalformedNode) in
-      try DeviceFeatures(nodes, unit: options.sectorsUnit)
+    let (features, offered) = try wellFormed { () throws(MalformedNode) in
+      (try DeviceFeatures(nodes, unit: options.sectorsUnit), try TransportFeatures(nodes))
     }
+    // Nothing that was published depends on it: a backend may have come to it since, or have thought better of it.
+    transport.maxSegments = TransportParameters(options, offered, queueCount: transport.queueCount).maxSegments
+    self.transport = transport
     if let old = self.features, features.sectorSize > old.sectorSize {
       throw XbdError(
         .malformed,
@@ -170,6 +180,7 @@ extension DeviceDriver {
   /// Both ends are connected: hands over the queues, or what they go on with.
   private func serve() {
     deadline = nil
+    closeDeadline = nil
     graceDeadline = nil
     reconnectDeadline = nil
     guard let transport, let features else { return }

@@ -13,7 +13,8 @@ internal import Xen
 /// What the control thread finds in its letter box.
 enum DriverMessage: Sendable {
   case report(QueueReport)
-  case close
+  /// The user wants the device closed; when that is to be over, if it has to be earlier than the options say.
+  case close(by: UInt64?)
   /// The backend's program has ended, and how.
   case backendDied(String)
 }
@@ -46,6 +47,8 @@ final class DeviceDriver {
   /// The domain was restored, and the state machine does not know yet.
   private var isRestored = false
   var deadline: UInt64?
+  /// When the closing that has begun is to be over, whoever has not answered by then.
+  var closeDeadline: UInt64?
   var graceDeadline: UInt64?
   var reconnectDeadline: UInt64?
   /// Queues whose pool has met the domain's limit, and when to try again.
@@ -128,14 +131,20 @@ final class DeviceDriver {
 
   private func timeout() -> Int32? {
     let deadlines = [deadline, graceDeadline, reconnectDeadline, growDeadline, lookDeadline]
-    guard let first = deadlines.compactMap({ $0 }).min() else { return nil }
+    guard let first = deadlines.compactMap({ $0 }).min() else { return Self.heartbeat }
     let now = MonotonicClock.nanoseconds()
-    return first <= now ? 0 : Int32(clamping: (first - now) / 1_000_000 + 1)
+    return first <= now ? 0 : min(Self.heartbeat, Int32(clamping: (first - now) / 1_000_000 + 1))
   }
+
+  /// The longest sleep, in milliseconds: libxenstore tells nobody that its connection has ended, one has to ask.
+  private static let heartbeat: Int32 = 2000
 
   private func receive(_ message: DriverMessage) {
     switch message {
-    case .close:
+    case .close(let limit):
+      if let limit {
+        closeDeadline = min(limit, MonotonicClock.nanoseconds() &+ options.closeTimeout.nanoseconds)
+      }
       perform(machine.handle(.closeRequested))
     case .backendDied(let sentence):
       perform(machine.handle(.backendDied(sentence)))

@@ -52,7 +52,7 @@ public struct FrontendOptions: Sendable {
   ///
   /// Only where the owner of a queue keeps its time (`BlockQueue.keepTime`).
   public var requestTimeout: Duration?
-  /// How long closing may wait for requests in flight and for the backend.
+  /// How long closing may wait for requests in flight and for the backend's states, all of it together.
   public var closeTimeout = Duration.seconds(10)
 
   /// The defaults.
@@ -81,9 +81,11 @@ public struct TransportParameters: Equatable, Sendable {
   /// Brings options down to what a backend serves.
   ///
   /// The pool is never so small that a request could not find its pages; rather, requests are smaller.
-  public init(_ options: FrontendOptions, _ features: TransportFeatures) {
+  ///
+  /// - Parameter queues: how many there are, where that is settled already.
+  public init(_ options: FrontendOptions, _ features: TransportFeatures, queueCount queues: Int? = nil) {
     ringPageOrder = max(0, min(options.ringPageOrder, features.maxRingPageOrder, BlkIf.maxRingPageOrder))
-    queueCount = max(1, min(options.queueCount, features.maxQueues))
+    queueCount = queues ?? max(1, min(options.queueCount, features.maxQueues))
     poolPagesPerQueue = max(1, options.poolPages / queueCount)
     let wanted = max(1, min(options.maxSegments, BlkIf.maxIndirectSegments))
     // A backend may offer fewer segments in indirect requests than fit into a direct one: then direct ones do.

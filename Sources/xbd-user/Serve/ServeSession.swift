@@ -107,15 +107,19 @@ final class ServeSession {
     }
   }
 
+  /// How long the end may take for a backend that does not answer, of which clients have up to half.
+  private static let patience = Duration.seconds(10)
+
   /// Ends everything in order.
   func stop() {
+    let began = ContinuousClock.now
     // Nobody would answer what is in flight; closing ends it.
     if device.state == .reconnecting { device.close() }
     server.stop()
     // The workers are gone: the queues are ours, and closing needs somebody to run them. What a silent backend still
     // has, and the closing ends, has nobody left who would want to know.
     for queue in device.queues { queue.onCompletion = { _ in } }
-    device.close()
+    device.close(within: max(.seconds(1), Self.patience - (ContinuousClock.now - began)))
     while !device.waitUntilClosed(milliseconds: 1) {
       for queue in device.queues { queue.poll() }
     }

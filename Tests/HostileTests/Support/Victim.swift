@@ -33,6 +33,8 @@ final class Victim {
   let frontend: LoopbackDomain
   let device: BlockDevice
   let said = Locked<[String]>([])
+  /// How often the control thread has followed a watch to a backend that is connected as before.
+  let looks = Locked(0)
   var queue: BlockQueue { device.queues[0] }
   private(set) var ended: [UInt64: Ended] = [:]
   private var tag: UInt64 = 0
@@ -68,7 +70,8 @@ final class Victim {
     frontend = try machine.frontend()
     do {
       device = try BlockDevice.connect(
-        String(machine.device.virtualDevice), on: frontend, options: options, logger: Self.logger(said))
+        String(machine.device.virtualDevice), on: frontend, options: options,
+        logger: Self.logger(said, looks))
     } catch {
       backend.stop()
       throw error
@@ -107,8 +110,8 @@ final class Victim {
     precondition(isStopped, "a victim must be stopped")
   }
 
-  static func logger(_ said: Locked<[String]>) -> Logger {
-    Logger(label: "hostile") { _ in Listener(said: said) }
+  static func logger(_ said: Locked<[String]>, _ looks: Locked<Int> = Locked(0)) -> Logger {
+    Logger(label: "hostile") { _ in Listener(said: said, looks: looks) }
   }
 
   // MARK: The owner's thread
@@ -351,14 +354,23 @@ enum Canary {
 /// Keeps what the device says.
 struct Listener: LogHandler {
   let said: Locked<[String]>
-  var logLevel = Logger.Level.info
+  let looks: Locked<Int>
+  var logLevel = Logger.Level.debug
   var metadata = Logger.Metadata()
-  init(said: Locked<[String]>) { self.said = said }
+  init(said: Locked<[String]>, looks: Locked<Int>) {
+    self.said = said
+    self.looks = looks
+  }
   subscript(metadataKey key: String) -> Logger.Metadata.Value? {
     get { metadata[key] }
     set { metadata[key] = newValue }
   }
   func log(event: LogEvent) {
+    // The control thread says each of its actions.
+    guard event.level >= .info else {
+      if "\(event.message)".hasSuffix("rereadSize") { looks.with { $0 += 1 } }
+      return
+    }
     said.with { if $0.count < 10_000 { $0.append("\(event.message)") } }
   }
 }

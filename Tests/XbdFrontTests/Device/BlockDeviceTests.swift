@@ -10,10 +10,14 @@ import Xen
 @testable import XbdFront
 
 @Suite struct BlockDeviceTests {
-  static func connected(_ backend: [String: String] = [:]) throws -> (FakeSystem, BlockDevice) {
+  static func connected(
+    _ backend: [String: String] = [:], _ change: (inout FrontendOptions) -> Void = { _ in }
+  ) throws -> (FakeSystem, BlockDevice) {
     let system = FakeSystem(backend: backend)
     system.answer(FakeSystem.honest)
-    return (system, try system.connect())
+    var options = system.options
+    change(&options)
+    return (system, try system.connect(options))
   }
   static func failure(_ system: FakeSystem, _ options: FrontendOptions? = nil) -> XbdError? {
     do throws(XbdError) {
@@ -292,6 +296,73 @@ import Xen
     #expect(error?.message.contains("frontend ") == true)
     #expect(error?.message.contains("2 no such file") == true)
     #expect(system.grants.liveCount == 0)
+  }
+
+  @Test func aBackendThatIsDeadMayDelayClosingOnceAndNotWithEachStep() throws {
+    let (system, device) = try Self.connected { $0.closeTimeout = .milliseconds(600) }
+    let queue = device.queues[0]
+    queue.onCompletion = { _ in }
+    queue.submit(
+      try #require(queue.begin(BlockRequest(command: .flush, byteOffset: 0, byteCount: 0), tag: 1)))
+    queue.poll()
+    // It answers nothing and follows no state: a step each for what is in flight, Closing and Closed.
+    system.tree.with { $0.hook = nil }
+    let began = MonotonicClock.nanoseconds()
+    #expect(Self.close(device))
+    let took = MonotonicClock.nanoseconds() - began
+    #expect(took >= 600_000_000 && took < 1_100_000_000, "\(took) ns")
+    #expect(system.ownStates.suffix(2) == ["5", "6"])
+
+    // Whoever has waited for it already gives it less.
+    let (other, second) = try Self.connected { $0.closeTimeout = .seconds(20) }
+    other.tree.with { $0.hook = nil }
+    second.close(within: .milliseconds(100))
+    let asked = MonotonicClock.nanoseconds()
+    eventually("closed") {
+      second.queues[0].poll()
+      return second.waitUntilClosed(milliseconds: 1)
+    }
+    #expect(MonotonicClock.nanoseconds() - asked < 5_000_000_000)
+  }
+
+  @Test func aXenstoreThatIsGoneWithoutAWordIsAskedFor() throws {
+    let (system, device) = try Self.connected()
+    // No watch fires, as with libxenstore: whoever does not ask learns nothing.
+    system.tree.with { $0.fault = XenError(.disconnected, "xenstore is gone") }
+    eventually("the device is gone") {
+      device.queues[0].poll()
+      return device.waitUntilClosed(milliseconds: 1)
+    }
+    guard case .failed = device.state else {
+      Issue.record("\(device.state)")
+      return
+    }
+  }
+
+  @Test func segmentsThatAreOfferedAfterTheRingIsPublishedAreUsed() throws {
+    // At Initialising with everything, as MirageOS; and one that has thought better of it at Connected.
+    for (state, early, late, expected) in [
+      ("1", 256, 256, 40), ("2", 256, 20, 20), ("2", 20, 256, 40), ("2", 256, 0, 11),
+    ] {
+      let system = FakeSystem(backend: ["state": state, "feature-max-indirect-segments": String(early)])
+      system.tree.with { tree in
+        tree.hook = { tree, path in
+          guard path == FakeSystem.front + "/state", let own = tree[path] else { return }
+          if own == "3" {
+            #expect(tree[FakeSystem.front + "/ring-ref"] != nil)
+            tree[FakeSystem.back + "/feature-max-indirect-segments"] = String(late)
+          }
+          if let next = ["3": "4", "5": "5", "6": "6"][own] { tree[FakeSystem.back + "/state"] = next }
+        }
+      }
+      var options = system.options
+      options.maxSegments = 40
+      options.poolPages = 200
+      let device = try system.connect(options)
+      #expect(device.transport.maxSegments == expected)
+      #expect(device.queues[0].parameters.maxSegments == expected)
+      #expect(Self.close(device))
+    }
   }
 
   @Test func aBackendThatWaitsForUsIsMetWithDefaults() throws {

@@ -235,6 +235,40 @@ import Xen
     #expect(BlockDeviceTests.close(device))
   }
 
+  @Test(arguments: [true, false])
+  func aChangedNumberOfTheDomainAloneSaysThatItWasRestored(reconnects: Bool) throws {
+    let system = FakeSystem()
+    system.answer(FakeSystem.honest)
+    system.tree["/local/domain/7/domid"] = "7"
+    var options = system.options
+    options.reconnects = reconnects
+    let device = try system.connect(options)
+    let queue = device.queues[0]
+    let ended = Guarded<[OperationStatus]>([])
+    queue.onCompletion = { completion in
+      ended.with { $0.append(completion.status) }
+      queue.release(completion.operation)
+    }
+    try Self.flush(device)
+    let ring = system.frontNodes["ring-ref"]
+    // Watches fire for nodes that say the same as before; that alone is nothing.
+    system.tree[FakeSystem.front + "/virtual-device"] = "51728"
+    system.tree[FakeSystem.front + "/state"] = "4"
+    // The state that the frontend itself had written is still there: only the number is another.
+    system.tree.commit([
+      "/local/domain/7/domid": Array("9".utf8), FakeSystem.front + "/state": Array("4".utf8),
+    ])
+    Self.poll(device, until: "connected again") {
+      system.ownStates.suffix(5) == ["5", "6", "1", "3", "4"] && device.state == .connected
+    }
+    #expect(system.frontNodes["ring-ref"] != ring)
+    Self.poll(device, until: "the flush is answered") {
+      Self.answer(system)
+      return ended.with { $0 } == [.okay]
+    }
+    #expect(BlockDeviceTests.close(device))
+  }
+
   @Test func closingEndsTheWaiting() throws {
     let (system, device, ended) = try Self.connected()
     try Self.flush(device)

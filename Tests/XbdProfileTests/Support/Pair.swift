@@ -114,6 +114,16 @@ final class Pair {
     device.close()
     turn { device.waitUntilClosed(milliseconds: 0) }
     self.device = nil
+    expectNoRudeGuest()
+  }
+
+  /// What no test's requests may have done to a backend: quirks 12, 13 and 25 cost it time, mappings and in the end its
+  /// life.
+  private func expectNoRudeGuest() {
+    let statistics = served.statistics
+    #expect(statistics.unevenRequests == 0, "Q12, \(profile)")
+    #expect(statistics.grantsInUseAgain == 0, "Q13, \(profile)")
+    #expect(statistics.lostRequests == 0, "Q25, \(profile)")
   }
 
   func node(_ key: String) throws -> String? { try toolstack.store.read("\(nodes.backendPath)/\(key)") }

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# timeout: 120
+# SIGTERM while there is no backend and --reconnect waits for the next: what clients have in flight is ended, and the
+# server ends in a few seconds with status 0, leaving neither socket nor process.
+# backend: own; it is about a backend that is not there
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+requires python3-libnbd
+
+xen=$dir/xen
+start host "$XBD_USER" loopback "$xen"
+eventually test -s "$dir/host.out"
+back() {
+  start back "$XBD_USER" backend "$dir/disk.img" --size 16M --loopback "$xen"
+  back=$pid
+  eventually test -s "$dir/back.out"
+}
+back
+# With something in flight, and with nothing; before the backend is missed, and after.
+for in_flight in 8 0; do
+  start front "$XBD_USER" serve xvda --loopback "$xen" --socket "$dir/s" --reconnect --request-timeout 2
+  server=$pid
+  await_uri front
+  libnbd "$back" "$server" "$dir/front.err" $in_flight <<'PY'
+import os, signal, sys, time
+
+import nbd
+from nbdtools import connect
+
+back, server, count = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[4])
+h = connect()
+h.pwrite(b"\x5a" * 65536, 0)
+os.kill(back, signal.SIGSTOP)
+cookies = [h.aio_pwrite(b"\xa5" * 65536, n << 20) for n in range(max(count, 1))]
+# Only a request that nobody answers shows that the backend is no more.
+for _ in range(300):
+    if "requests wait for the next one" in open(sys.argv[3]).read():
+        break
+    h.poll(100)
+else:
+    raise AssertionError("the backend is never missed")
+if not count:
+    h = None
+else:
+    # One more that comes during the gap.
+    cookies.append(h.aio_pread(nbd.Buffer(4096), 0))
+began = time.monotonic()
+os.kill(server, signal.SIGTERM)
+while time.monotonic() - began < 60:
+    try:
+        state = open(f"/proc/{server}/stat").read().split(")")[1].split()[0]
+    except FileNotFoundError:
+        break
+    if state == "Z":
+        break
+    time.sleep(0.05)
+took = time.monotonic() - began
+assert took < 10, f"the server took {took:.1f} s"
+if h:
+    for cookie in cookies:
+        try:
+            while not h.aio_command_completed(cookie):
+                h.poll(1000)
+            raise AssertionError("an answer that nobody can have given")
+        except nbd.Error:
+            pass
+PY
+  reap "$server"
+  expect "status with $in_flight in flight" "$status" 0
+  [ ! -e "$dir/s" ] || fail "the socket was left behind"
+  # The next round has a backend of its own again.
+  kill -CONT "$back"
+  kill -TERM "$back"
+  reap "$back"
+  back
+done
