@@ -92,7 +92,7 @@ struct PersistentGrants: ~Copyable {
   }
 
   /// Whether a reference that `acquire` did not give out may be kept: there is room, and it is not there yet.
-  func hasRoom(for reference: UInt32) -> Bool {
+  mutating func hasRoom(for reference: UInt32) -> Bool {
     if refusesUsed {
       var position = home(reference)
       while index[Int(position)] != 0 {

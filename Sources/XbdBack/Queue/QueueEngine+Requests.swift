@@ -211,7 +211,7 @@ extension QueueEngine {
   }
 
   /// Takes the time that a request takes which is not made of whole pages in its middle.
-  private mutating func passUneven(_ segments: UnsafeMutablePointer<Segment>, _ count: Int) {
+  private mutating func passUneven(_ segments: SlotList<Segment>, _ count: Int) {
     let last = UInt8(BlkIf.sectorsPerPage - 1)
     for index in 0..<count {
       let begins = index == 0 || segments[index].firstSector == 0
