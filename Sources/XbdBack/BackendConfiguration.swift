@@ -144,8 +144,9 @@ public struct BackendConfiguration: Sendable {
   /// How much longer a request takes that has anything but whole pages between its first and last segment, in
   /// microseconds; the ring waits meanwhile.
   public var unevenMicroseconds: UInt32 = 0
-  /// How many refused requests it takes until no request is done or answered any more: each of them is lost to the
-  /// backend's free list. 0 loses none.
+  /// How many refused requests it takes until no request is done or answered any more; 0 for any number.
+  ///
+  /// Each of them is lost to the backend's free list.
   public var requestsToLose = 0
   /// How long a request that makes no sense is slept over, in microseconds; the ring waits meanwhile.
   public var refusalMicroseconds: UInt32 = 0

@@ -14,8 +14,10 @@ backend=${XBD_BACKEND:-reference}
 # Which known backend the reference backend behaves as; empty for none.
 profile=${XBD_PROFILE:-}
 # What has no flush must not be asked for one: nbdcopy's option, where it may be given.
+# shellcheck disable=SC2034 # for the scripts
 flush_option=(--flush)
-case $profile in mirage | minimal) flush_option=() ;; esac
+# shellcheck disable=SC2034
+[[ $profile != mirage && $profile != minimal ]] || flush_option=()
 # Patience with a slow machine, in tenths of a second.
 patience=${XBD_PATIENCE:-300}
 
@@ -113,6 +115,7 @@ disk() {
 
 # large_sectors: sets $large, the options for sectors of 4,096 bytes; empty where the backend has none.
 large=()
+# shellcheck disable=SC2034 # for the scripts
 large_sectors() {
   case $backend:$profile in
     qemu:* | *:qemu | *:netbsd | *:minimal) large=() ;;

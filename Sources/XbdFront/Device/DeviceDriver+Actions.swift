@@ -151,7 +151,8 @@ extension DeviceDriver {
       (try DeviceFeatures(nodes, unit: options.sectorsUnit), try TransportFeatures(nodes))
     }
     // Nothing that was published depends on it: a backend may have come to it since, or have thought better of it.
-    transport.maxSegments = TransportParameters(options, offered, queueCount: transport.queueCount).maxSegments
+    transport.maxSegments =
+      TransportParameters(options, offered, queueCount: transport.queueCount).maxSegments
     self.transport = transport
     if let old = self.features, features.sectorSize > old.sectorSize {
       throw XbdError(
