@@ -101,9 +101,7 @@ def checks(lab, node, parties):
             ready = select.select([listener, program.stdout, *streams], [], [], 1)[0]
             for one in ready:
                 if one is listener:
-                    line = listener.accept()[0]
-                    stream = line.makefile("rw")
-                    streams[line] = (stream, parties[int(stream.readline())])
+                    streams[listener.accept()[0]] = [None, b""]
                 elif one is program.stdout:
                     text = program.stdout.readline()
                     if not text:
@@ -111,14 +109,23 @@ def checks(lab, node, parties):
                         return
                     yield text.strip()
                 else:
-                    stream, party = streams[one]
-                    order = stream.readline()
-                    if not order:
+                    data = one.recv(65536)
+                    if not data:
                         del streams[one]
                         continue
-                    stream.write(party.order(order) + "\n")
-                    stream.flush()
+                    streams[one][1] += data
+                    carry(one, streams[one], parties)
     finally:
         program.kill()
         program.wait()
         listener.close()
+
+
+def carry(line, stream, parties):
+    """Carries out the whole lines that have come: the domain's number first, then its orders."""
+    while b"\n" in stream[1]:
+        text, stream[1] = stream[1].split(b"\n", 1)
+        if stream[0] is None:
+            stream[0] = parties[int(text)]
+        else:
+            line.sendall((stream[0].order(text.decode()) + "\n").encode())

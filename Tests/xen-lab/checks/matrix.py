@@ -102,6 +102,8 @@ cp -r /mnt/tree/1 /mnt/tree/by-the-kernel
 sync
 umount /mnt
 e2fsck -f -n /dev/{disk.name} >/run/fsck 2>&1 || {{ cat /run/fsck; exit 1; }}""", 180)
+        # The line before the sum is what `reset` has to say.
+        kernels = kernels.splitlines()[-1]
         assert kernels == ours, f"the kernel's blkfront finds another tree: {kernels} / {ours}"
         listed = json.loads(lab.domu.run("xbd-user list --json"))
         driver = next(row.get("driver") for row in listed if row["number"] == disk.number)

@@ -80,7 +80,7 @@ dd if=/dev/urandom of=/mnt/tree/large bs=64k count=200 status=none
 rm /mnt/tree/3/4; mv /mnt/tree/5 /mnt/tree/2/moved; ln -s large /mnt/tree/link
 sync
 """
-SUM = "cd /mnt/tree && { find . -type f | sort | xargs sha256sum; find . | sort; } | sha256sum"
+SUM = "(cd /mnt/tree && { find . -type f | sort | xargs sha256sum; find . | sort; } | sha256sum)"
 
 
 def filesystem(lab, server, kind="ext4"):

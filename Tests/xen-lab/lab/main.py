@@ -32,7 +32,7 @@ def arguments():
 
 def main():
     options = arguments()
-    limit = options.timeout or (3000 if options.full else 900)
+    limit = options.timeout or (5400 if options.full else 900)
 
     def overtime(*_):
         # Without the machine whatever still asks it something fails at once.
