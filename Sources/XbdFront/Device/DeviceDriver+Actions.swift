@@ -147,18 +147,23 @@ extension DeviceDriver {
   private func connect() throws(XbdError) {
     guard var transport else { return }
     let nodes = try backendNodes()
-    let (features, offered) = try wellFormed { () throws(MalformedNode) in
+    var (features, offered) = try wellFormed { () throws(MalformedNode) in
       (try DeviceFeatures(nodes, unit: options.sectorsUnit), try TransportFeatures(nodes))
     }
     // Nothing that was published depends on it: a backend may have come to it since, or have thought better of it.
     transport.maxSegments =
       TransportParameters(options, offered, queueCount: transport.queueCount).maxSegments
     self.transport = transport
-    if let old = self.features, features.sectorSize > old.sectorSize {
-      throw XbdError(
-        .malformed,
-        "\(location.backend) has sectors of \(features.sectorSize) bytes now, where requests in flight were made for \(old.sectorSize)"
-      )
+    if let old = self.features, features.sectorSize != old.sectorSize {
+      guard features.sectorSize < old.sectorSize, options.sectorsUnit == .bytes512 else {
+        throw XbdError(
+          .malformed,
+          "\(location.backend) has sectors of \(features.sectorSize) bytes now, where requests in flight were made for \(old.sectorSize)"
+        )
+      }
+      // They reach to the ends of larger sectors, which the smaller ones fill: the device keeps the larger.
+      features.sectorSize = old.sectorSize
+      features.sectorCount -= features.sectorCount % UInt64(old.sectorSize / BlkIf.sectorSize)
     }
     var trusted = true
     if let value = options.trusted {

@@ -11,9 +11,10 @@ import Xen
 
 @Suite struct DeviceReconnectTests {
   static func connected(
-    _ change: (inout FrontendOptions) -> Void = { _ in }
+    _ change: (inout FrontendOptions) -> Void = { _ in }, prepare: (FakeSystem) -> Void = { _ in }
   ) throws -> (FakeSystem, BlockDevice, Guarded<[OperationStatus]>) {
     let system = FakeSystem()
+    prepare(system)
     system.answer(FakeSystem.honest)
     var options = system.options
     options.reconnects = true
@@ -117,6 +118,44 @@ import Xen
     Self.poll(device, until: "the second is answered by the second") {
       Self.answer(system)
       return ended.with { $0 } == [.okay, .okay]
+    }
+    #expect(BlockDeviceTests.close(device))
+  }
+
+  @Test func sectorsThatAreSmallerAfterwardsLeaveTheDeviceWithTheOldOnes() throws {
+    let (system, device, ended) = try Self.connected { _ in
+    } prepare: {
+      $0.tree[FakeSystem.back + "/sector-size"] = "4096"
+    }
+    let sectors = device.features.sectorCount
+    try Self.flush(device)
+    system.tree[FakeSystem.back + "/sector-size"] = "512"
+    system.tree[FakeSystem.back + "/sectors"] = "\(sectors + 7)"
+    system.setBackend("6")
+    Self.poll(device, until: "connected again") {
+      system.ownStates.filter { $0 == "4" }.count == 2 && device.state == .connected
+    }
+    Self.poll(device, until: "the flush is answered") {
+      Self.answer(system)
+      return ended.with { $0 } == [.okay]
+    }
+    #expect(device.features.sectorSize == 4096)
+    #expect(device.features.sectorCount == sectors)
+    #expect(device.queues[0].parameters.sectorSize == 4096)
+    #expect(BlockDeviceTests.close(device))
+  }
+
+  @Test func aBackendWithLargerSectorsThanRequestsWereMadeForIsNotConnectedTo() throws {
+    let (system, device, ended) = try Self.connected()
+    try Self.flush(device)
+    system.tree[FakeSystem.back + "/sector-size"] = "4096"
+    system.setBackend("6")
+    Self.poll(device, until: "it was tried twice") { system.ownStates.filter { $0 == "3" }.count > 2 }
+    #expect(system.ownStates.filter { $0 == "4" }.count == 1)
+    system.tree[FakeSystem.back + "/sector-size"] = "512"
+    Self.poll(device, until: "the flush is answered") {
+      if device.state == .connected { Self.answer(system) }
+      return ended.with { $0 } == [.okay]
     }
     #expect(BlockDeviceTests.close(device))
   }

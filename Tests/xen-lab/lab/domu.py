@@ -177,6 +177,8 @@ class Disk:
             self.detach(force=True)
             # What a check has broken is not the next one's trouble.
             self.dom0.ask(f"xenstore-rm {self.backend}; xenstore-rm {self.frontend}")
+        # libxl's own record stays where a qdisk's nodes went without it, and refuses the next disk of that name.
+        self.dom0.ask(f"xenstore-rm /libxl/{self.domain}/device/vbd/{self.number}")
         if self.loop:
             self.dom0.ask(f"losetup -d {self.loop}")
             self.loop = None
