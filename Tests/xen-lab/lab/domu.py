@@ -148,7 +148,12 @@ class Disk:
             except AssertionError:
                 if attempt == 2 or self.dom0.ask(f"xenstore-exists {self.backend}/params"):
                     raise
-                self.dom0.ask(f"xenstore-rm {self.frontend}")
+                self._forget()
+
+    def _forget(self):
+        """Takes away the frontend's nodes and libxl's record: it stays where a backend's went by themselves, and refuses
+        the next disk of that name."""
+        self.dom0.ask(f"xenstore-rm {self.frontend}; xenstore-rm /libxl/{self.domain}/device/vbd/{self.number}")
 
     def _attach(self):
         if self.kind == "blkback":
@@ -157,6 +162,9 @@ class Disk:
             what = f"format=raw,vdev={self.name},access={self.mode},backendtype=phy,script=/lab/guest/block,target={self.loop}"
         else:
             self.dom0.run(f"/lab/guest/qdisk-server {self.domain}")
+            if self.mode == "r":
+                self.dom0.run(f"python3 /lab/guest/qmp {self.domain} read-only {self.name} {self.image}")
+                return
             what = f"format=raw,vdev={self.name},access={self.mode},backendtype=qdisk,target={self.image}"
         self.dom0.run(f"xl block-attach {self.domain} '{what}'", 90)
 
@@ -172,13 +180,15 @@ class Disk:
 
     def remove(self):
         """Detaches and lets go of what the backend had."""
-        self.detach()
+        if self.kind == "qdisk" and self.mode == "r":
+            self.dom0.ask(f"python3 /lab/guest/qmp {self.domain} remove {self.name}")
+        else:
+            self.detach()
         if self.dom0.ask(f"xenstore-exists {self.backend}/state"):
             self.detach(force=True)
             # What a check has broken is not the next one's trouble.
-            self.dom0.ask(f"xenstore-rm {self.backend}; xenstore-rm {self.frontend}")
-        # libxl's own record stays where a qdisk's nodes went without it, and refuses the next disk of that name.
-        self.dom0.ask(f"xenstore-rm /libxl/{self.domain}/device/vbd/{self.number}")
+            self.dom0.ask(f"xenstore-rm {self.backend}")
+        self._forget()
         if self.loop:
             self.dom0.ask(f"losetup -d {self.loop}")
             self.loop = None
