@@ -17,7 +17,14 @@ struct DebianToolsTests {
     output: String, status: Int32
   ) {
     let socket = LoopbackPaths.store(machine.host.directory, domain)
-    guard let pipe = popen("export XENSTORED_PATH='\(socket)'; \(line)", "re") else { throw Errno.current }
+    let command = "export XENSTORED_PATH='\(socket)'; \(line)"
+    var started = popen(command, "re")
+    // Under AddressSanitizer, beside everything else, there was once no memory for a child.
+    for _ in 0..<100 where started == nil && [ENOMEM, EAGAIN].contains(errno) {
+      usleep(100_000)
+      started = popen(command, "re")
+    }
+    guard let pipe = started else { throw Errno.current }
     var output: [UInt8] = []
     var byte = getc(pipe)
     while byte != EOF {

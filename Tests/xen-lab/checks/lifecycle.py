@@ -147,7 +147,8 @@ def qemu_killed(lab, disk):
     loaded(server)
     # Another QEMU does not take over nodes at state 4: the toolstack attaches the disk anew.
     disk.detach(force=True)
-    lab.dom0.ask(f"xenstore-rm {disk.backend}; xenstore-rm {disk.frontend}")
+    lab.dom0.ask(f"xenstore-rm {disk.backend}")
+    disk.forget()
     disk.attach()
     with Server(lab, disk) as server:
         server.client(VERIFY)

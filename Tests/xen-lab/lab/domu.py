@@ -148,9 +148,9 @@ class Disk:
             except AssertionError:
                 if attempt == 2 or self.dom0.ask(f"xenstore-exists {self.backend}/params"):
                     raise
-                self._forget()
+                self.forget()
 
-    def _forget(self):
+    def forget(self):
         """Takes away the frontend's nodes and libxl's record: it stays where a backend's went by themselves, and refuses
         the next disk of that name."""
         self.dom0.ask(f"xenstore-rm {self.frontend}; xenstore-rm /libxl/{self.domain}/device/vbd/{self.number}")
@@ -188,7 +188,7 @@ class Disk:
             self.detach(force=True)
             # What a check has broken is not the next one's trouble.
             self.dom0.ask(f"xenstore-rm {self.backend}")
-        self._forget()
+        self.forget()
         if self.loop:
             self.dom0.ask(f"losetup -d {self.loop}")
             self.loop = None
