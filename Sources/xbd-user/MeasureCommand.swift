@@ -20,14 +20,8 @@ struct MeasureCommand: ParsableCommand {
       Each queue has a thread and a load of its own.
       """)
 
-  @Argument(help: "A virtual device number (51728), a name (xvdb), or the path of a frontend directory.")
-  var device: String?
-
-  @Option(
-    help: ArgumentHelp(
-      "Without a device: an image file, memory:SIZE or null:SIZE for the reference backend. With one: the directory of a running loopback host.",
-      valueName: "image|directory"))
-  var loopback: String?
+  @OptionGroup
+  var target: DeviceArguments
 
   @Option(
     help: ArgumentHelp(
@@ -59,14 +53,12 @@ struct MeasureCommand: ParsableCommand {
   var storage: StorageArguments
 
   mutating func validate() throws {
-    guard device != nil || loopback != nil else {
-      throw ValidationError("name a device (xvdb), or an image with --loopback (disk.img, memory:1G)")
-    }
     guard (1...1024).contains(depth) else { throw ValidationError("--depth takes 1 to 1024 requests") }
     guard (1...86400).contains(seconds) else { throw ValidationError("--seconds takes 1 to 86400") }
     // A memory disk of our own holds nothing that anybody could miss.
     let isDisposable =
-      device == nil && (loopback?.hasPrefix("memory:") ?? false || loopback?.hasPrefix("null:") ?? false)
+      target.device == nil
+      && (target.loopback?.hasPrefix("memory:") ?? false || target.loopback?.hasPrefix("null:") ?? false)
     guard !load.isWrite || overwrite || isDisposable else {
       throw ValidationError(
         "--load \(load.rawValue) overwrites what the device holds: add --overwrite if that may be lost")
@@ -75,7 +67,7 @@ struct MeasureCommand: ParsableCommand {
 
   func run() throws {
     let byteCount = try ByteSize.parse(block)
-    if device != nil, let option = storage.behaviour.first {
+    if target.device != nil, let option = storage.behaviour.first {
       throw Failure("\(option) is for the reference backend, which does not serve this device")
     }
     let signals = try Signals([SIGTERM, SIGINT, SIGHUP])
@@ -84,9 +76,9 @@ struct MeasureCommand: ParsableCommand {
     defer { withExtendedLifetime(directory) {} }
     var embedded: EmbeddedLoopback?
     let system: any XenSystem
-    if device != nil, let loopback {
+    if target.device != nil, let loopback = target.loopback {
       system = try Systems.loopback(loopback, domain: loopbackFrontend)
-    } else if let loopback {
+    } else if let loopback = target.loopback {
       let made = try EmbeddedLoopback(
         directory: directory.path + "/xen", image: loopback,
         storage: try storage.open(loopback, readOnly: !load.isWrite),
@@ -99,7 +91,8 @@ struct MeasureCommand: ParsableCommand {
     }
     defer { embedded?.stop() }
     let block = try BlockDevice.connect(
-      device ?? String(EmbeddedLoopback.device.number), on: system, options: frontend.options, logger: logger)
+      target.device ?? String(EmbeddedLoopback.device.number), on: system, options: frontend.options,
+      logger: logger)
     defer { close(block) }
     try embedded?.runInline(block.queues)
     let result = try measure(block, byteCount, signals)

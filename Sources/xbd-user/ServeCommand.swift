@@ -21,14 +21,8 @@ struct ServeCommand: ParsableCommand {
       SIGTERM finishes what is in flight, flushes and ends; SIGUSR1 prints statistics to stderr.
       """)
 
-  @Argument(help: "A virtual device number (51728), a name (xvdb), or the path of a frontend directory.")
-  var device: String?
-
-  @Option(
-    help: ArgumentHelp(
-      "Without a device: an image file, memory:SIZE or null:SIZE for the reference backend. With one: the directory of a running loopback host.",
-      valueName: "image|directory"))
-  var loopback: String?
+  @OptionGroup
+  var target: DeviceArguments
 
   @Option(
     help: ArgumentHelp(
@@ -73,10 +67,7 @@ struct ServeCommand: ParsableCommand {
   var storage: StorageArguments
 
   mutating func validate() throws {
-    guard device != nil || loopback != nil else {
-      throw ValidationError("name a device (xvdb), or an image with --loopback (disk.img, memory:1G)")
-    }
-    guard device == nil || backend == .reference else {
+    guard target.device == nil || backend == .reference else {
       throw ValidationError("--backend is for an image with --loopback; a device has its backend")
     }
     guard (1...32760).contains(gntallocLimit) else {
@@ -95,8 +86,8 @@ struct ServeCommand: ParsableCommand {
     var embedded: EmbeddedLoopback?
     var outside: OutsideBackend?
     let system: any XenSystem
-    var name = device ?? ""
-    if device == nil, let loopback, backend != .reference {
+    var name = target.device ?? ""
+    if target.device == nil, let loopback = target.loopback, backend != .reference {
       let made = try OutsideBackend(
         backend, directory: directory.path + "/xen", image: loopback, readOnly: readOnly,
         queues: frontend.queues, storage: storage, pageLimit: gntallocLimit,
@@ -104,7 +95,7 @@ struct ServeCommand: ParsableCommand {
       outside = made
       system = made.frontend
       name = String(EmbeddedLoopback.device.number)
-    } else if device == nil, let loopback {
+    } else if target.device == nil, let loopback = target.loopback {
       let made = try EmbeddedLoopback(
         directory: directory.path + "/xen", image: loopback,
         storage: try storage.open(loopback, readOnly: readOnly),
@@ -113,7 +104,7 @@ struct ServeCommand: ParsableCommand {
       embedded = made
       system = made.frontend
       name = String(EmbeddedLoopback.device.number)
-    } else if let loopback {
+    } else if let loopback = target.loopback {
       system = try Systems.loopback(loopback, domain: loopbackFrontend)
     } else {
       system = try Systems.libXen(instead: "\"xbd-user serve --loopback memory:1G\"")
@@ -152,11 +143,11 @@ struct ServeCommand: ParsableCommand {
 
   /// An option that would do nothing is a misunderstanding.
   private func refuseWhatMeansNothing() throws {
-    let isOurs = device == nil && (backend == .reference || backend == .process)
+    let isOurs = target.device == nil && (backend == .reference || backend == .process)
     if let option = storage.behaviour.first, !isOurs {
       throw Failure("\(option) is for the reference backend, which does not serve this device")
     }
-    if storage.size != nil, device != nil {
+    if storage.size != nil, target.device != nil {
       throw Failure("--size is for an image with --loopback; a device has its size")
     }
   }
