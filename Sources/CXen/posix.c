@@ -12,11 +12,11 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 int cxen_memfd_create(const char *name, unsigned int flags) { return memfd_create(name, flags); }
+int cxen_seal_size(int fd) { return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL); }
 int cxen_accept4(int fd, int flags) { return accept4(fd, NULL, NULL, flags); }
 int cxen_pipe2(int fds[2], int flags) { return pipe2(fds, flags); }
 int cxen_fallocate(int fd, int mode, off_t offset, off_t length) { return fallocate(fd, mode, offset, length); }
@@ -129,6 +129,7 @@ const int cxen_O_CLOEXEC = O_CLOEXEC;
 const int cxen_O_NONBLOCK = O_NONBLOCK;
 const int cxen_O_TMPFILE = O_TMPFILE;
 const int cxen_MFD_CLOEXEC = MFD_CLOEXEC;
+const int cxen_MFD_ALLOW_SEALING = MFD_ALLOW_SEALING;
 const int cxen_FALLOC_FL_KEEP_SIZE = FALLOC_FL_KEEP_SIZE;
 const int cxen_FALLOC_FL_PUNCH_HOLE = FALLOC_FL_PUNCH_HOLE;
 const int cxen_FALLOC_FL_ZERO_RANGE = FALLOC_FL_ZERO_RANGE;

@@ -4,6 +4,7 @@
 // is not its own because of it. What it is refused, or what events it misses, is nobody's promise.
 
 import CXen
+import Glibc
 import Platform
 import TestSupport
 import Testing
@@ -12,6 +13,18 @@ import Xen
 @testable import XenLoopback
 
 @Suite struct ScribbleTests {
+  @Test func nobodyWhoHasADomainsMemoryCanMakeItSmallerUnderTheOthers() throws {
+    let memory = try DomainMemory(creating: 1, serial: 1, pageLimit: 8, frameLimit: 4)
+    for file in [memory.tablesDescriptor.raw, memory.pagesDescriptor.raw] {
+      // Reading what was cut off would be SIGBUS in every process that has it mapped.
+      for length in [0, 4096, 1 << 40] as [off_t] {
+        #expect(ftruncate(file, length) == -1)
+        #expect(errno == EPERM)
+      }
+    }
+    #expect(memory.isAlive)
+  }
+
   // MARK: each way out of the tables that there was
 
   @Test(arguments: [32768, 1 << 24, 0x7FFF_FFFF] as [UInt32])

@@ -12,6 +12,8 @@
 #include <sys/uio.h>
 
 int cxen_memfd_create(const char *name, unsigned int flags);
+// The size of a memfd that allows seals stays what it is, whoever holds it.
+int cxen_seal_size(int fd);
 int cxen_accept4(int fd, int flags);
 int cxen_pipe2(int fds[2], int flags);
 int cxen_fallocate(int fd, int mode, off_t offset, off_t length);
@@ -58,6 +60,7 @@ extern const int cxen_O_CLOEXEC;
 extern const int cxen_O_NONBLOCK;
 extern const int cxen_O_TMPFILE;
 extern const int cxen_MFD_CLOEXEC;
+extern const int cxen_MFD_ALLOW_SEALING;
 extern const int cxen_FALLOC_FL_KEEP_SIZE;
 extern const int cxen_FALLOC_FL_PUNCH_HOLE;
 extern const int cxen_FALLOC_FL_ZERO_RANGE;

@@ -57,10 +57,13 @@ final class DomainMemory: Sendable {
     }
   }
 
+  /// Memory of a size that none of the processes that get it can change: reading past a shrunken file's end is SIGBUS.
   private static func file(_ name: String, _ byteCount: Int) throws(Errno) -> OwnedDescriptor {
+    let flags = UInt32(cxen_MFD_CLOEXEC | cxen_MFD_ALLOW_SEALING)
     // SAFETY: a string that the call reads.
-    let file = OwnedDescriptor(try retrying { unsafe cxen_memfd_create(name, UInt32(cxen_MFD_CLOEXEC)) })
+    let file = OwnedDescriptor(try retrying { unsafe cxen_memfd_create(name, flags) })
     try retrying { ftruncate(file.raw, off_t(byteCount)) }
+    try retrying { cxen_seal_size(file.raw) }
     return file
   }
 
