@@ -25,6 +25,8 @@ struct MeasureReport: Encodable {
   var grantsPerRequest: Double
   var ringRequestsPerRequest: Double
   var notificationsPerRequest: Double
+  /// Of the backend's that woke us.
+  var eventsPerRequest: Double
 
   init(
     device: BlockDevice, load pattern: LoadPattern, byteCount: UInt64, depth: Int, nanoseconds: UInt64,
@@ -52,6 +54,7 @@ struct MeasureReport: Encodable {
     grantsPerRequest = sum(\.grantsMade) / each
     ringRequestsPerRequest = (sum(\.directRequests) + sum(\.indirectRequests)) / each
     notificationsPerRequest = sum(\.notificationsSent) / each
+    eventsPerRequest = sum(\.events) / each
   }
 
   /// For a person.
@@ -64,7 +67,7 @@ struct MeasureReport: Encodable {
       processor         \(Self.short(processorSecondsPerGibibyte)) s/GiB
       copied            \(Self.short(copiedPerByte)) bytes for each byte
       for each request  \(Self.short(ringRequestsPerRequest)) on the ring, \(Self.short(grantsPerRequest)) grants made, \
-    \(Self.short(notificationsPerRequest)) notifications
+    \(Self.short(notificationsPerRequest)) notifications, \(Self.short(eventsPerRequest)) events
     """
   }
 

@@ -24,7 +24,7 @@ def run(lab):
     ])
     lab.check("--shell domu: a disk served there, Ctrl-a x", driven, lab, "domu", [
         (DOMU, "xbd-user serve xvdc --socket /run/s & sleep 4; nbdinfo --size 'nbd+unix:///?socket=/run/s'; kill %1; wait\r"),
-        (r"268435456\r?\n", CONTROL_BRACKET), (DOM0, CONTROL_A + "x"),
+        (r"268435456\r*\n", CONTROL_BRACKET), (DOM0, CONTROL_A + "x"),
     ])
 
 
