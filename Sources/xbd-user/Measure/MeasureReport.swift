@@ -25,7 +25,7 @@ struct MeasureReport: Encodable {
   var grantsPerRequest: Double
   var ringRequestsPerRequest: Double
   var notificationsPerRequest: Double
-  /// Of the backend's that woke us.
+  /// Events of the backend that the queues took, spurious ones included.
   var eventsPerRequest: Double
 
   init(

@@ -34,9 +34,10 @@ final class QueueLoad {
   private var position: UInt64 = 0
   private var inFlight = 0
   private var now: UInt64 = 0
-  /// When this turn's first answer was seen, 0 before it.
+  /// When this turn's first answer was seen, in nanoseconds; 0 before it.
   ///
-  /// One look at the clock for all of them: in a PV domU it is a system call, and the hypervisor may emulate the counter.
+  /// One look at the clock for all of them: in a PV domU it is a system call, and the hypervisor may emulate the counter. A
+  /// turn in which a backend on this thread answers several rounds makes latencies a little short.
   private var answeredAt: UInt64 = 0
   private let mustStop = Atomic<Bool>(false)
   private let ended = Atomic<Bool>(false)
