@@ -47,7 +47,7 @@ let package = Package(
     .target(
       name: "Xen",
       dependencies: ["CXen", "Platform", .product(name: "SystemPackage", package: "swift-system")],
-      swiftSettings: strict),
+      swiftSettings: strictlySafe),
     .target(name: "Blkif", dependencies: ["CXen", "Xen"], swiftSettings: strictlySafe),
     .target(
       name: "XbdFront",
@@ -131,7 +131,7 @@ let package = Package(
       path: "Tests/XenParty",
       swiftSettings: strict),
     .testTarget(
-      name: "XenTests", dependencies: ["Xen", "Platform"], swiftSettings: strict),
+      name: "XenTests", dependencies: ["TestSupport", "Xen", "Platform"], swiftSettings: strict),
     .testTarget(
       name: "XenLoopbackTests",
       dependencies: [

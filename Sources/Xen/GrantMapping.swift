@@ -19,14 +19,14 @@ public protocol GrantMapping: AnyObject, Sendable {
   /// Maps granted pages, all of them or none.
   ///
   /// - Parameters:
-  ///   - references: one or more; the memory is only read during the call.
+  ///   - references: one or more.
   ///   - domain: who granted them.
   ///   - writable: whether the mapping may be written.
   /// - Returns: the first page; `references.count` pages follow each other. Unmap with the same count.
   /// - Throws: `.notFound` or `.denied` for a reference that may not be mapped so, `.limitReached` when no
   ///   maptrack handle is left.
   func map(
-    _ references: UnsafeBufferPointer<GrantRef>, of domain: DomainID, writable: Bool
+    _ references: Span<GrantRef>, of domain: DomainID, writable: Bool
   ) throws(XenError) -> UnsafeMutableRawPointer
 
   /// Maps one page and says what its unmapping does to the other side (xengnttab_map_grant_ref_notify).
@@ -37,7 +37,7 @@ public protocol GrantMapping: AnyObject, Sendable {
   /// Takes back what one `map` call returned.
   ///
   /// - Parameters:
-  ///   - address: what `map` returned.
+  ///   - address: what `map` returned, and nobody uses any more.
   ///   - count: the number of pages of that call.
   func unmap(_ address: UnsafeMutableRawPointer, count: Int) throws(XenError)
 
@@ -45,7 +45,7 @@ public protocol GrantMapping: AnyObject, Sendable {
   ///
   /// - Parameter segments: what to copy; each one's `status` is set.
   /// - Throws: only when the call as a whole could not be made.
-  func copy(_ segments: UnsafeMutableBufferPointer<GrantCopySegment>) throws(XenError)
+  func copy(_ segments: inout MutableSpan<GrantCopySegment>) throws(XenError)
 }
 
 extension GrantMapping {
@@ -53,24 +53,19 @@ extension GrantMapping {
   public func map(
     _ references: [GrantRef], of domain: DomainID, writable: Bool
   ) throws(XenError) -> UnsafeMutableRawPointer {
-    var result: Result<UnsafeMutableRawPointer, XenError>?
-    references.withUnsafeBufferPointer { buffer in
-      do throws(XenError) {
-        result = .success(try map(buffer, of: domain, writable: writable))
-      } catch {
-        result = .failure(error)
-      }
-    }
-    guard let result else { throw XenError(.invalid, "no grant references to map") }
-    return try result.get()
+    // SAFETY: the address goes on to the caller, who unmaps it.
+    try unsafe map(references.span, of: domain, writable: writable)
   }
 }
 
 /// One stretch to be copied; it may not cross a page on a granted side (grant_table.h: GNTTABOP_copy).
 public struct GrantCopySegment {
   /// Where bytes come from or go to.
-  public enum Place {
-    /// Memory of this process.
+  @safe public enum Place {
+    // SAFETY: whoever names a place in this process promises that `byteCount` bytes are there until they have been copied;
+    // the place itself is only ever handed to what copies.
+
+    /// Memory of this process; as many bytes as the segment has, for as long as the segment may be copied.
     case local(UnsafeMutableRawPointer)
     /// A granted page: its reference, who granted it, and the byte offset in the page (0 to 4,095).
     case granted(GrantRef, DomainID, offset: UInt16)

@@ -56,7 +56,10 @@ public struct UnmapNotification: Sendable {
 }
 
 /// Pages shared by one call: unshared all together, at the latest when the last reference goes.
-public final class SharedPages: Sendable {
+@safe public final class SharedPages: Sendable {
+  // SAFETY: `references.count` pages, mapped until the deinit ends them; the address itself never changes. What is done with
+  // their bytes is for its user to answer for, who has to keep this object meanwhile.
+
   /// The first byte.
   ///
   /// Zeroed at first; the other domain may change any byte at any time.
@@ -68,13 +71,14 @@ public final class SharedPages: Sendable {
   /// Wraps pages that an implementation has shared.
   ///
   /// - Parameters:
-  ///   - baseAddress: the first page.
+  ///   - baseAddress: the first page; all of them are mapped until `end` is called.
   ///   - references: a reference for each page.
   ///   - end: unshares and unmaps; called exactly once.
   public init(
     baseAddress: UnsafeMutableRawPointer, references: [GrantRef], end: @escaping @Sendable () -> Void
   ) {
-    self.baseAddress = baseAddress
+    // SAFETY: kept; that the pages are there is the implementation's promise.
+    unsafe self.baseAddress = baseAddress
     self.references = references
     self.end = end
   }

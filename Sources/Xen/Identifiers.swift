@@ -22,7 +22,7 @@ public struct DomainID: RawRepresentable, Hashable, Sendable, CustomStringConver
 
 /// An entry of a domain's grant table: what a frontend hands to a backend so that it may map a page
 /// (grant_table.h: grant_ref_t).
-public struct GrantRef: RawRepresentable, Hashable, Sendable, CustomStringConvertible {
+public struct GrantRef: RawRepresentable, Hashable, Sendable, BitwiseCopyable, CustomStringConvertible {
   /// The index of the entry.
   public let rawValue: UInt32
   /// A grant by its index.

@@ -116,7 +116,7 @@ private func map(
       return try handle.mapping.map(
         references[0], of: DomainID(number), writable: writable, notification: notification)
     }
-    return try handle.mapping.map(references, of: DomainID(number), writable: writable)
+    return try handle.mapping.map(references.span, of: DomainID(number), writable: writable)
   }
 }
 
@@ -195,7 +195,8 @@ public func xengnttab_grant_copy(
           byteCount: segment.len))
     }
     do throws(XenError) {
-      try mapping.copy(segments)
+      var span = segments.mutableSpan
+      try mapping.copy(&span)
     } catch {
       return error
     }

@@ -110,13 +110,12 @@ public final class LocalParty: ConformanceParty {
             destination: .local(raw.baseAddress ?? scratch),
             byteCount: UInt16(raw.count))
         ]
-        return segments.withUnsafeMutableBufferPointer { pointer in
-          do throws(XenError) {
-            try mapping.copy(pointer)
-            status = Int(pointer[0].status.rawValue)
-            return nil
-          } catch { return error }
-        }
+        var span = segments.mutableSpan
+        do throws(XenError) {
+          try mapping.copy(&span)
+          status = Int(segments[0].status.rawValue)
+          return nil
+        } catch { return error }
       }
       if let failure { throw failure }
       return ["\(status)", hexadecimal(buffer)]
@@ -133,13 +132,12 @@ public final class LocalParty: ConformanceParty {
             destination: .granted(reference, domain(words, 0), offset: UInt16(integer(words, 1))),
             byteCount: UInt16(raw.count))
         }
-        return segments.withUnsafeMutableBufferPointer { pointer in
-          do throws(XenError) {
-            try mapping.copy(pointer)
-            answers = pointer.map { "\($0.status.rawValue)" }
-            return nil
-          } catch { return error }
-        }
+        var span = segments.mutableSpan
+        do throws(XenError) {
+          try mapping.copy(&span)
+          answers = segments.map { "\($0.status.rawValue)" }
+          return nil
+        } catch { return error }
       }
       if let failure { throw failure }
       return answers

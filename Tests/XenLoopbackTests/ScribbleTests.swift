@@ -235,13 +235,13 @@ private final class Party {
       #expect(throws: Never.self) { try mapping.unmap(one.address, count: one.count) }
     case 8:
       guard let reference = other.shared.last?.references.first else { return }
-      withUnsafeTemporaryAllocation(of: GrantCopySegment.self, capacity: 1) { segments in
-        segments.initialize(
-          repeating: GrantCopySegment(
-            source: .granted(reference, other.domain, offset: 16), destination: .local(scratch),
-            byteCount: 512))
-        try? mapping.copy(segments)
-      }
+      var segments = [
+        GrantCopySegment(
+          source: .granted(reference, other.domain, offset: 16), destination: .local(scratch),
+          byteCount: 512)
+      ]
+      var span = segments.mutableSpan
+      try? mapping.copy(&span)
     case 9:
       if let port = try? events.bindUnbound(remote: other.domain) {
         ports.append(port)

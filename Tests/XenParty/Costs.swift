@@ -40,7 +40,8 @@ func printCosts(_ directory: String) throws {
       byteCount: 4096)
   ]
   try measure("copy 4096 bytes", 200_000) {
-    try segment.withUnsafeMutableBufferPointer { (segments) throws in try mapping.copy(segments) }
+    var segments = segment.mutableSpan
+    try mapping.copy(&segments)
   }
   let (ours, theirs) = (try front.openEventChannels(), try back.openEventChannels())
   let port = try ours.bindUnbound(remote: .dom0)

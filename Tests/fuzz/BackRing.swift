@@ -40,17 +40,18 @@ private final class Grants: GrantMapping, @unchecked Sendable {
   }
 
   func map(
-    _ references: UnsafeBufferPointer<GrantRef>, of domain: DomainID, writable: Bool
+    _ references: Span<GrantRef>, of domain: DomainID, writable: Bool
   ) throws(XenError) -> UnsafeMutableRawPointer {
-    for reference in references where !may(reference, write: writable) {
+    for index in references.indices where !may(references[index], write: writable) {
       throw XenError(.denied, "not granted")
     }
     let memory = UnsafeMutableRawPointer.allocate(
       byteCount: references.count * Page.size, alignment: Page.size)
-    for (index, reference) in references.enumerated() {
-      memcpy(memory + index * Page.size, page(Int(reference.rawValue)), Page.size)
+    let mapped = references.indices.map { Int(references[$0].rawValue) }
+    for (index, number) in mapped.enumerated() {
+      memcpy(memory + index * Page.size, page(number), Page.size)
     }
-    mappings[memory] = references.map { Int($0.rawValue) }
+    mappings[memory] = mapped
     return memory
   }
   func map(
@@ -65,7 +66,7 @@ private final class Grants: GrantMapping, @unchecked Sendable {
     }
     address.deallocate()
   }
-  func copy(_ segments: UnsafeMutableBufferPointer<GrantCopySegment>) throws(XenError) {
+  func copy(_ segments: inout MutableSpan<GrantCopySegment>) throws(XenError) {
     for index in segments.indices {
       segments[index].status = copy(segments[index])
     }

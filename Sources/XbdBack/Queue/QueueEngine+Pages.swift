@@ -99,11 +99,9 @@ extension QueueEngine {
     let grants = grants
     let domain = parameters.frontend
     statistics.mapCalls &+= 1
-    // SAFETY: one reference, read during the call; the page stays mapped until `persistent` gives it back.
-    let page = unsafe withUnsafePointer(to: reference) { single in
-      unsafe (try? grants.map(UnsafeBufferPointer(start: single, count: 1), of: domain, writable: true))
-        .map { unsafe MappedPage($0) }
-    }
+    let single = CollectionOfOne(reference)
+    // SAFETY: the page stays mapped until `persistent` gives it back.
+    let page = unsafe (try? grants.map(single.span, of: domain, writable: true)).map { unsafe MappedPage($0) }
     guard let page else { return nil }
     statistics.persistentMisses &+= 1
     return persistent.insert(reference.rawValue, page, second: second)
@@ -134,8 +132,8 @@ extension QueueEngine {
 
   /// Maps references of the scratch list with one call.
   private func mapReferences(_ range: Range<Int>, writable: Bool) -> TransientMapping? {
-    // SAFETY: the list is read during the call; the pages stay mapped until the mapping is let go of.
-    unsafe references.withUnsafeElements(range) { list in
+    references.withElements(range) { list in
+      // SAFETY: the pages stay mapped until the mapping is let go of.
       unsafe (try? grants.map(list, of: parameters.frontend, writable: writable))
         .map { unsafe TransientMapping($0, count: range.count) }
     }
@@ -248,11 +246,8 @@ extension QueueEngine {
   private mutating func copy(_ count: Int) -> Bool {
     statistics.grantCopies &+= UInt64(count)
     let grants = grants
-    // SAFETY: the list is used during the call; what its local ends are was said where they were written.
     do throws(XenError) {
-      try unsafe copies.withUnsafeMutableElements(0..<count) { list throws(XenError) in
-        try unsafe grants.copy(list)
-      }
+      try copies.withMutableElements(0..<count) { list throws(XenError) in try grants.copy(&list) }
     } catch {
       return false
     }

@@ -3,18 +3,15 @@
 // Event channels: libxenevtchn over Linux's evtchn driver.
 
 internal import CXen
-internal import Glibc
 internal import Platform
 internal import Synchronization
 internal import SystemPackage
 
 /// A set of event channels of /dev/xen/evtchn.
 ///
-/// The library's calls are one ioctl, read or write each on the descriptor and keep no state of their own, so
-/// they are made from any thread; only making and closing a port takes a lock, for the list of ports.
+/// Calls are made from any thread; only making and closing a port takes a lock, for the list of ports.
 public final class LibXenEventChannels: EventChannels {
-  // SAFETY: an immutable struct with the descriptor in it; the driver locks.
-  private nonisolated(unsafe) let handle: OpaquePointer
+  private let device: EventChannelDevice
   /// Readable while an unmasked port is pending.
   public let fileDescriptor: Int32
   private let open: LibXenOpenChannels?
@@ -39,18 +36,19 @@ public final class LibXenEventChannels: EventChannels {
   ///
   /// - Parameter open: where it is listed as long as it is open.
   init(among open: LibXenOpenChannels?) throws(XenError) {
-    guard let opened = xenevtchn_open(nil, 0) else {
+    guard let opened = EventChannelDevice() else {
       throw cannotOpen(.current, device: "/dev/xen/evtchn", module: "xen-evtchn")
     }
-    let descriptor = xenevtchn_fd(opened)
+    let descriptor = opened.fileDescriptor
     do {
       try setNonBlocking(descriptor)
     } catch {
-      _ = xenevtchn_close(opened)
+      // SAFETY: nobody else has it yet.
+      unsafe opened.close()
       throw XenError(errno: error, "cannot make /dev/xen/evtchn non-blocking")
     }
     _ = cxen_set_cloexec(descriptor, 1)
-    handle = opened
+    device = opened
     fileDescriptor = descriptor
     self.open = open
     open?.add(self)
@@ -60,12 +58,13 @@ public final class LibXenEventChannels: EventChannels {
     open?.remove(ObjectIdentifier(self))
     // Closing the descriptor closes the ports that the driver lists, whosever they are by now.
     guard ports.withLock({ $0.lost.isEmpty }) else { return }
-    _ = xenevtchn_close(handle)
+    // SAFETY: this object's end, and only this object has the device.
+    unsafe device.close()
   }
 
   /// Creates a port for another domain to bind (xenevtchn_bind_unbound_port).
   public func bindUnbound(remote: DomainID) throws(XenError) -> EventChannelPort {
-    let (port, failure) = make { xenevtchn_bind_unbound_port(handle, UInt32(remote.rawValue)) }
+    let (port, failure) = make { device.bindUnbound(remote: remote) }
     guard let port else {
       throw XenError(errno: failure, "cannot create an event channel for domain \(remote)")
     }
@@ -74,7 +73,7 @@ public final class LibXenEventChannels: EventChannels {
 
   /// Binds to a port of another domain (xenevtchn_bind_interdomain).
   public func bindInterdomain(remote: DomainID, port: EventChannelPort) throws(XenError) -> EventChannelPort {
-    let (local, failure) = make { xenevtchn_bind_interdomain(handle, UInt32(remote.rawValue), port.rawValue) }
+    let (local, failure) = make { device.bindInterdomain(remote: remote, port: port.rawValue) }
     guard let local else {
       throw XenError(errno: failure, "cannot bind to event channel port \(port) of domain \(remote)")
     }
@@ -93,7 +92,7 @@ public final class LibXenEventChannels: EventChannels {
 
   /// Tells the other end (xenevtchn_notify).
   public func notify(_ port: EventChannelPort) throws(XenError) {
-    guard xenevtchn_notify(handle, port.rawValue) == 0 || isLost(.current) else {
+    guard device.notify(port.rawValue) || isLost(.current) else {
       throw Self.failed(.current, "cannot notify event channel port \(port)")
     }
   }
@@ -101,7 +100,7 @@ public final class LibXenEventChannels: EventChannels {
   /// Takes a pending port (xenevtchn_pending on a non-blocking descriptor).
   public func nextPending() throws(XenError) -> EventChannelPort? {
     while true {
-      let port = xenevtchn_pending(handle)
+      let port = device.pending()
       if port >= 0 { return EventChannelPort(UInt32(port)) }
       switch Errno.current {
       case .interrupted: continue
@@ -118,7 +117,7 @@ public final class LibXenEventChannels: EventChannels {
 
   /// Lets a port deliver again (xenevtchn_unmask).
   public func unmask(_ port: EventChannelPort) throws(XenError) {
-    guard xenevtchn_unmask(handle, port.rawValue) == 0 || isLost(.current) else {
+    guard device.unmask(port.rawValue) || isLost(.current) else {
       throw Self.failed(.current, "cannot unmask event channel port \(port)")
     }
   }
@@ -127,7 +126,7 @@ public final class LibXenEventChannels: EventChannels {
   public func unbind(_ port: EventChannelPort) throws(XenError) {
     let failure: Errno? = ports.withLock { ports in
       if ports.lost.contains(port.rawValue) { return nil }
-      guard xenevtchn_unbind(handle, port.rawValue) == 0 else { return isLost(.current) ? nil : .current }
+      guard device.unbind(port.rawValue) else { return isLost(.current) ? nil : .current }
       ports.mine.remove(port.rawValue)
       return nil
     }
@@ -153,12 +152,12 @@ public final class LibXenEventChannels: EventChannels {
   /// - Returns: whether it did; if not, the port has been closed again.
   func forgetPorts() -> Bool {
     ports.withLock { ports in
-      let port = xenevtchn_bind_unbound_port(handle, UInt32(DomainID.own.rawValue))
+      let port = device.bindUnbound(remote: .own)
       if port < 0, Errno.current == .fileExists {
         ports.lost = []
         return true
       }
-      if port >= 0 { _ = xenevtchn_unbind(handle, UInt32(port)) }
+      if port >= 0 { _ = device.unbind(UInt32(port)) }
       return false
     }
   }

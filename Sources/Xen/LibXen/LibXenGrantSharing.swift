@@ -2,8 +2,6 @@
 //
 // Granting our own pages: xengntshr_* of libxengnttab over Linux's gntalloc driver.
 
-internal import CXen
-internal import Glibc
 internal import Platform
 internal import SystemPackage
 
@@ -12,21 +10,16 @@ internal import SystemPackage
 /// The library gives a page's lifetime to its mapping: unsharing is an munmap, and the process's end does the same.
 /// Calls are made one at a time, because a library handle is not thread-safe.
 public final class LibXenGrantSharing: GrantSharing {
-  private let handle: Locked<OpaquePointer>
+  private let device: Locked<GrantSharingDevice>
 
   /// Opens the device.
   ///
   /// - Throws: `.unavailable` or `.denied`, with what to do.
   public init() throws(XenError) {
-    guard let opened = xengntshr_open(nil, 0) else {
+    guard let opened = GrantSharingDevice() else {
       throw cannotOpen(.current, device: "/dev/xen/gntalloc", module: "xen-gntalloc")
     }
-    _ = cxen_set_cloexec(xengntshr_fd(opened), 1)
-    handle = Locked(opened)
-  }
-
-  deinit {
-    handle.with { handle in _ = xengntshr_close(handle) }
+    device = Locked(opened)
   }
 
   /// Shares freshly zeroed pages with another domain (xengntshr_share_pages).
@@ -40,21 +33,21 @@ public final class LibXenGrantSharing: GrantSharing {
       throw XenError(
         .invalid, "cannot share \(count) pages with an unmap notification; it goes with exactly 1")
     }
-    var references = [UInt32](repeating: 0, count: count)
-    let numbers = notification.rawNumbers
-    let (address, failure) = handle.with { handle -> (UnsafeMutableRawPointer?, Errno) in
-      let address =
-        notification == nil
-        ? xengntshr_share_pages(handle, UInt32(domain.rawValue), rawCount, &references, writable ? 1 : 0)
-        : xengntshr_share_page_notify(
-          handle, UInt32(domain.rawValue), &references, writable ? 1 : 0, numbers.offset, numbers.port)
-      return (address, .current)
+    var references: [UInt32] = []
+    // SAFETY: the address of new pages, which goes into the `SharedPages` below and nowhere else.
+    let (address, failure) = unsafe device.with { device in
+      unsafe (
+        device.share(
+          pages: rawCount, with: domain, writable: writable, notification: notification,
+          references: &references), Errno.current
+      )
     }
-    guard let address else { throw Self.failed(failure, count, domain) }
+    guard let address = unsafe address else { throw Self.failed(failure, count, domain) }
+    // SAFETY: `SharedPages` says when nobody has the pages any more, once.
+    nonisolated(unsafe) let base = unsafe address
     // The closure keeps this object, and with it the device, for as long as the pages.
-    nonisolated(unsafe) let base = address
-    return SharedPages(baseAddress: address, references: references.map { GrantRef($0) }) {
-      self.handle.with { handle in _ = xengntshr_unshare(handle, base, UInt32(count)) }
+    return unsafe SharedPages(baseAddress: address, references: references.map { GrantRef($0) }) {
+      self.device.with { device in unsafe device.unshare(base, count: UInt32(count)) }
     }
   }
 

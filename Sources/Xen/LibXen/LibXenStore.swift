@@ -6,7 +6,6 @@
 internal import CXen
 internal import Glibc
 internal import Platform
-internal import Synchronization
 internal import SystemPackage
 
 /// A connection to xenstore.
@@ -22,17 +21,17 @@ public final class LibXenStore: XenStore {
   ///
   /// - Throws: `.unavailable` with what to do.
   public convenience init() throws(XenError) {
-    guard let handle = environmentLock.withLock({ _ in xs_open(UInt(XS_UNWATCH_FILTER)).map(Opened.init) })
-    else {
-      throw cannotOpen(.current, device: "/dev/xen/xenbus", module: "xenfs")
+    let (opened, failure) = LibXenStoreEnvironment.withSocket {
+      (LibXenStoreConnection(name: "xenstore"), Errno.current)
     }
-    try self.init(adopting: handle.handle, name: "xenstore")
+    guard let opened else { throw cannotOpen(failure, device: "/dev/xen/xenbus", module: "xenfs") }
+    try self.init(adopting: opened)
   }
 
   /// Connects to a xenstore socket, such as a loopback domain's.
   ///
   /// libxenstore takes the path from the environment and nowhere else, so it is set for the moment of connecting,
-  /// under a lock that this process's other connections take as well.
+  /// under a lock that this process's other connections take as well (LibXenStoreEnvironment.swift).
   ///
   /// - Parameter path: of the Unix socket, at most 107 bytes.
   /// - Throws: `.unavailable` when nothing answers there.
@@ -48,28 +47,22 @@ public final class LibXenStore: XenStore {
     } catch {
       throw XenError(.unavailable, "no xenstore answers at \(path): \(error)")
     }
-    let (handle, failure) = environmentLock.withLock { _ -> (Opened?, Errno) in
-      let previous = getenv("XENSTORED_PATH").map { String(cString: $0) }
-      setenv("XENSTORED_PATH", path, 1)
-      let handle = xs_open(UInt(XS_UNWATCH_FILTER)).map(Opened.init)
-      let failure = Errno.current
-      if let previous { setenv("XENSTORED_PATH", previous, 1) } else { unsetenv("XENSTORED_PATH") }
-      return (handle, failure)
+    let (opened, failure) = LibXenStoreEnvironment.withSocket(at: path) {
+      (LibXenStoreConnection(name: "xenstore at \(path)"), Errno.current)
     }
-    guard let handle else {
+    guard let opened else {
       throw XenError(.unavailable, "cannot connect to xenstore at \(path): \(failure)", errno: failure)
     }
-    try self.init(adopting: handle.handle, name: "xenstore at \(path)")
+    try self.init(adopting: opened)
   }
 
-  private init(adopting handle: OpaquePointer, name: String) throws(XenError) {
-    connection = LibXenStoreConnection(handle: handle, name: name)
-    let descriptor = xs_fileno(handle)
-    guard descriptor >= 0 else {
-      throw XenError(errno: .current, "cannot get the watch descriptor of \(name)")
+  private init(adopting opened: LibXenStoreConnection) throws(XenError) {
+    connection = opened
+    fileDescriptor = opened.fileDescriptor
+    guard fileDescriptor >= 0 else {
+      throw XenError(errno: .current, "cannot get the watch descriptor of \(opened.name)")
     }
-    fileDescriptor = descriptor
-    closeOnExec(pipe: descriptor)
+    closeOnExec(pipe: fileDescriptor)
   }
 
   private var operations: LibXenStoreOperations {
@@ -81,7 +74,7 @@ public final class LibXenStore: XenStore {
     _ body: (any XenStoreOperations) throws(XenError) -> Value
   ) throws(XenError) -> Value {
     for _ in 0..<Self.transactionAttempts {
-      let id = xs_transaction_start(connection.handle)
+      let id = connection.startTransaction()
       guard id != 0 else {
         throw XenError(errno: .current, "cannot start a transaction in \(connection.name)")
       }
@@ -89,10 +82,10 @@ public final class LibXenStore: XenStore {
       do {
         value = try body(LibXenStoreOperations(connection: connection, transaction: id))
       } catch {
-        _ = xs_transaction_end(connection.handle, id, true)
+        _ = connection.endTransaction(id, abort: true)
         throw error
       }
-      if xs_transaction_end(connection.handle, id, false) { return value }
+      if connection.endTransaction(id, abort: false) { return value }
       let failure = Errno.current
       guard failure == .resourceTemporarilyUnavailable else {
         throw XenError(errno: failure, "cannot commit a transaction in \(connection.name)")
@@ -108,33 +101,30 @@ public final class LibXenStore: XenStore {
   public func watch(_ path: String, token: String) throws(XenError) {
     try connection.check(path)
     try connection.check(token)
-    guard xs_watch(connection.handle, path, token) else { throw connection.failed("watch", path) }
+    guard connection.watch(path, token: token) else { throw connection.failed("watch", path) }
   }
 
   /// Ends a watch (xs_unwatch).
   public func unwatch(_ path: String, token: String) throws(XenError) {
     try connection.check(path)
     try connection.check(token)
-    guard xs_unwatch(connection.handle, path, token) else { throw connection.failed("stop watching", path) }
+    guard connection.unwatch(path, token: token) else { throw connection.failed("stop watching", path) }
   }
 
   /// Takes a watch event (xs_check_watch).
   public func nextWatchEvent() throws(XenError) -> XenStoreWatchEvent? {
-    guard let strings = xs_check_watch(connection.handle) else {
-      let failure = Errno.current
-      guard failure == .resourceTemporarilyUnavailable || failure == .wouldBlock else {
-        throw XenError(.disconnected, "\(connection.name) has closed the connection", errno: failure)
-      }
-      // The library's reader closes its end of the pipe when the connection is gone, and then says EAGAIN for ever.
-      var look = pollfd(fd: fileDescriptor, events: Int16(POLLIN), revents: 0)
-      if poll(&look, 1, 0) == 1, look.revents & Int16(POLLHUP) != 0 {
-        throw XenError(.disconnected, "\(connection.name) has closed the connection")
-      }
-      return nil
+    if let event = connection.nextWatchEvent() { return event }
+    let failure = Errno.current
+    guard failure == .resourceTemporarilyUnavailable || failure == .wouldBlock else {
+      throw XenError(.disconnected, "\(connection.name) has closed the connection", errno: failure)
     }
-    defer { free(strings) }
-    guard let path = strings[0], let token = strings[1] else { return nil }
-    return XenStoreWatchEvent(path: String(cString: path), token: String(cString: token))
+    // The library's reader closes its end of the pipe when the connection is gone, and then says EAGAIN for ever.
+    var look = pollfd(fd: fileDescriptor, events: Int16(POLLIN), revents: 0)
+    // SAFETY: one descriptor to look at, in a variable here.
+    if unsafe poll(&look, 1, 0) == 1, look.revents & Int16(POLLHUP) != 0 {
+      throw XenError(.disconnected, "\(connection.name) has closed the connection")
+    }
+    return nil
   }
 
   /// Reads a node (xs_read).
@@ -157,23 +147,17 @@ public final class LibXenStore: XenStore {
   }
 }
 
-/// Held while the environment says where xenstore is, so that two connections do not mix their paths up.
-private let environmentLock = Mutex(())
-
-/// A handle on its way out of the lock.
-private struct Opened: @unchecked Sendable {
-  let handle: OpaquePointer
-}
-
 /// Sets close-on-exec on both ends of a pipe of which one is known: libxenstore opens its watch pipe without.
 private func closeOnExec(pipe known: Int32) {
   _ = cxen_set_cloexec(known, 1)
   var status = stat()
-  guard fstat(known, &status) == 0 else { return }
+  // SAFETY: writes into a variable here.
+  guard unsafe fstat(known, &status) == 0 else { return }
   // The other end was opened by the same call, so its number is near.
   for candidate in max(0, known - 8)...(known + 8) where candidate != known {
     var other = stat()
-    if fstat(candidate, &other) == 0, other.st_ino == status.st_ino, other.st_dev == status.st_dev {
+    // SAFETY: as above; a number that is no descriptor is refused.
+    if unsafe fstat(candidate, &other) == 0, other.st_ino == status.st_ino, other.st_dev == status.st_dev {
       _ = cxen_set_cloexec(candidate, 1)
     }
   }

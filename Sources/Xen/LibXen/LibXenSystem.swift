@@ -28,7 +28,7 @@ public struct LibXenSystem: XenSystem {
 
   /// The machine's own Xen; all its processes are in one domain, unless they were given xenstores of their own.
   public var identity: String? {
-    "libxen \(xenStoreSocket ?? getenv("XENSTORED_PATH").map { String(cString: $0) } ?? "")"
+    "libxen \(xenStoreSocket ?? LibXenStoreEnvironment.socket ?? "")"
   }
 
   /// This machine's kernel is in the same domain, unless the libraries are a preloaded drop-in's: their domain has no
@@ -56,7 +56,8 @@ public struct LibXenSystem: XenSystem {
   ///
   /// A preloaded drop-in has no driver, and can close what is left.
   public func domainWasRestored() throws(XenError) {
-    guard access("/dev/xen/evtchn", F_OK) == 0 else { return }
+    // SAFETY: a constant string.
+    guard unsafe access("/dev/xen/evtchn", F_OK) == 0 else { return }
     try openChannels.forgetPorts()
   }
 }
@@ -69,7 +70,8 @@ public struct LibXenSystem: XenSystem {
 ///   - module: the kernel module that makes it.
 func cannotOpen(_ errno: Errno, device: String, module: String) -> XenError {
   switch errno {
-  case .noSuchFileOrDirectory where access("/dev/xen", F_OK) != 0:
+  // SAFETY: a constant string.
+  case .noSuchFileOrDirectory where unsafe access("/dev/xen", F_OK) != 0:
     XenError(
       .unavailable, "\(device) does not exist: this machine is no Xen guest; use the loopback instead",
       errno: errno)

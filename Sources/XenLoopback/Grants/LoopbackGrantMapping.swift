@@ -29,10 +29,10 @@ final class LoopbackGrantMapping: GrantMapping {
   }
 
   func map(
-    _ references: UnsafeBufferPointer<GrantRef>, of domain: DomainID, writable: Bool
+    _ references: Span<GrantRef>, of domain: DomainID, writable: Bool
   ) throws(XenError) -> UnsafeMutableRawPointer {
-    // SAFETY: the caller's buffer, for the time of the call; the span is not kept.
-    try unsafe map(references.span, of: domain, writable: writable, notifyPort: 0, clearOffset: .max)
+    // SAFETY: handed on to whoever unmaps it.
+    try unsafe map(references, of: domain, writable: writable, notifyPort: 0, clearOffset: .max)
   }
 
   func map(
@@ -183,9 +183,8 @@ final class LoopbackGrantMapping: GrantMapping {
 
   // MARK: copying
 
-  func copy(_ segments: UnsafeMutableBufferPointer<GrantCopySegment>) throws(XenError) {
-    // SAFETY: the caller's segments, within their buffer.
-    for index in segments.indices { unsafe segments[index].status = unsafe copy(segments[index]) }
+  func copy(_ segments: inout MutableSpan<GrantCopySegment>) throws(XenError) {
+    for index in segments.indices { segments[index].status = copy(segments[index]) }
   }
 
   private func copy(_ segment: GrantCopySegment) -> GrantCopySegment.Status {

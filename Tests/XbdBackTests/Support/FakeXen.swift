@@ -57,13 +57,14 @@ final class FakeXen: @unchecked Sendable {
   // MARK: Grants
 
   fileprivate func map(
-    _ references: UnsafeBufferPointer<GrantRef>, writable: Bool
+    _ references: Span<GrantRef>, writable: Bool
   ) throws(XenError) -> UnsafeMutableRawPointer {
     let result: Result<UnsafeMutableRawPointer, XenError> = lock.withLock { _ in
       maps += 1
       if mapsAllowed == 0 { return .failure(XenError(.limitReached, "no maptrack handle is left")) }
       mapsAllowed -= 1
-      for reference in references {
+      for index in references.indices {
+        let reference = references[index]
         guard let mayWrite = granted[reference.rawValue], Int(reference.rawValue) < pageCount else {
           return .failure(XenError(.notFound, "no grant \(reference)"))
         }
@@ -75,10 +76,10 @@ final class FakeXen: @unchecked Sendable {
       guard let base = mmap(nil, length, PROT_NONE, MAP_PRIVATE | Int32(MAP_ANONYMOUS), -1, 0),
         base != MAP_FAILED
       else { return .failure(XenError(.limitReached, "no address space")) }
-      for (index, reference) in references.enumerated() {
+      for index in references.indices {
         let address = mmap(
           base + index * Page.size, Page.size, writable ? PROT_READ | PROT_WRITE : PROT_READ,
-          MAP_SHARED | MAP_FIXED, memory, off_t(Int(reference.rawValue) * Page.size))
+          MAP_SHARED | MAP_FIXED, memory, off_t(Int(references[index].rawValue) * Page.size))
         precondition(address != MAP_FAILED)
       }
       mappings[UInt(bitPattern: base)] = references.count
@@ -195,7 +196,7 @@ final class FakeMapping: GrantMapping {
   private let xen: FakeXen
   init(_ xen: FakeXen) { self.xen = xen }
   func map(
-    _ references: UnsafeBufferPointer<GrantRef>, of domain: DomainID, writable: Bool
+    _ references: Span<GrantRef>, of domain: DomainID, writable: Bool
   ) throws(XenError) -> UnsafeMutableRawPointer { try xen.map(references, writable: writable) }
   func map(
     _ reference: GrantRef, of domain: DomainID, writable: Bool, notification: UnmapNotification
@@ -203,7 +204,7 @@ final class FakeMapping: GrantMapping {
   func unmap(_ address: UnsafeMutableRawPointer, count: Int) throws(XenError) {
     try xen.unmap(address, count: count)
   }
-  func copy(_ segments: UnsafeMutableBufferPointer<GrantCopySegment>) throws(XenError) {
+  func copy(_ segments: inout MutableSpan<GrantCopySegment>) throws(XenError) {
     for index in segments.indices { xen.copy(&segments[index]) }
   }
 }
