@@ -62,6 +62,7 @@ internal import SystemPackage
     if count == 0 {
       start = 0
       end = 0
+    // SAFETY: the condition only looks whether there is memory.
     } else if start > 0 && (count < 4096 || start > byteCount / 4), let base = unsafe base {
       // SAFETY: `start` to `end` lie in the buffer, and so do as many bytes from its beginning.
       unsafe _ = memmove(base, base + start, count)
@@ -123,6 +124,7 @@ internal import SystemPackage
   @inline(__always)
   func copy(_ offset: Int, _ count: Int, to destination: UnsafeMutableRawPointer) {
     check(offset, count)
+    // SAFETY: looks whether there is memory; used below.
     guard let base = unsafe base else { return }
     // SAFETY: the source is checked; the destination is the caller's promise.
     unsafe _ = memcpy(destination, base + start + offset, count)

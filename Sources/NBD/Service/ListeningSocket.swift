@@ -95,6 +95,7 @@ public final class ListeningSocket: Sendable {
     guard raw >= 0 else { throw ListeningError("cannot make a socket for \(host): \(Errno.current)") }
     let descriptor = OwnedDescriptor(raw)
     setOption(raw, SOL_SOCKET, SO_REUSEADDR, to: 1)
+    // SAFETY: see above.
     guard unsafe bind(raw, first.pointee.ai_addr, first.pointee.ai_addrlen) == 0, listen(raw, 128) == 0 else {
       throw ListeningError("cannot listen on \(host) port \(port): \(Errno.current)")
     }
