@@ -91,7 +91,7 @@ let package = Package(
         "CXen", "Platform", .product(name: "Logging", package: "swift-log"),
         .product(name: "SystemPackage", package: "swift-system"),
       ],
-      swiftSettings: strict),
+      swiftSettings: strictlySafe),
     .executableTarget(
       name: "xbd-user",
       dependencies: [

@@ -29,9 +29,7 @@ import Testing
     var available = 0
     while true {
       let input = Array(bytes[position..<available])
-      let (consumed, action) = input.withUnsafeBytes {
-        handshake.receive($0, geometry: geometry, isStopping: isStopping)
-      }
+      let (consumed, action) = handshake.receive(input.span, geometry: geometry, isStopping: isStopping)
       position += consumed
       switch action {
       case .none:

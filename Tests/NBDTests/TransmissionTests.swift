@@ -285,9 +285,9 @@ import Testing
           slot.reply = reply
           slot.error = error
           slot.isRead = isRead
-          let length = scratch.withUnsafeMutableBytes { bytes in
-            bytes.baseAddress.map { slot.encodeHeader(into: $0, style: style) }
-          }
+          var span = scratch.mutableSpan
+          var bytes = span.mutableBytes
+          let length = slot.encodeHeader(into: &bytes, style: style)
           #expect(length == slot.headerLength(style: style))
         }
       }

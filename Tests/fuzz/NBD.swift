@@ -54,9 +54,8 @@ private func pure(_ bytes: [UInt8]) {
     var position = 0
     while position < bytes.count {
       let end = min(position + piece, bytes.count)
-      let (consumed, action) = bytes[position..<end].withUnsafeBytes {
-        machine.receive($0, geometry: geometry, isStopping: false)
-      }
+      let (consumed, action) = machine.receive(
+        bytes.span.extracting(position..<end), geometry: geometry, isStopping: false)
       position += consumed
       switch action {
       case .none: if consumed == 0 { return (sent, position, nil) }

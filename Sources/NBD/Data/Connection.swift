@@ -2,10 +2,8 @@
 //
 // One client as its worker keeps it: what came and is not parsed yet, what waits to be sent, and where it stands.
 //
-//   socket ──► buffer[start..<end] ──► requests ──► target ──► replies ──► socket
+//   socket ──► buffer ──► requests ──► target ──► replies ──► socket
 //          └─► the target's own memory (large payloads)
-
-internal import Platform
 
 /// How far a connection is.
 enum ConnectionPhase: UInt8 {
@@ -33,11 +31,7 @@ struct Connection: ~Copyable {
   var hasAllocationContext = false
 
   // Receiving.
-  var region: MappedRegion?
-  /// `region`'s memory, kept apart so that the path of a request does not look into an optional.
-  var buffer: UnsafeMutableRawPointer
-  var start = 0
-  var end = 0
+  var buffer = ReceiveBuffer()
   /// The most bytes that one receive may put into the buffer: one header only while large writes come, so that
   /// their payloads are not swallowed into the buffer and copied.
   var receiveLimit = Int.max
@@ -89,30 +83,15 @@ struct Connection: ~Copyable {
   var handshakeSent = 0
   /// Close as soon as everything has been sent.
   var closesWhenSent = false
-
-  /// An unused entry; its buffer is never touched.
-  init(buffer: UnsafeMutableRawPointer) {
-    self.buffer = buffer
-  }
 }
 
 /// A queue of connection indices with room for each once.
 struct IndexQueue: ~Copyable {
-  private let storage: UnsafeMutablePointer<Int32>
-  private let capacity: Int
-  private let position: UnsafeMutablePointer<(head: Int, count: Int)>
+  private let storage: EntryTable<Int32>
+  private let position = Cell((head: 0, count: 0))
 
   init(capacity: Int) {
-    self.capacity = max(capacity, 1)
-    storage = .allocate(capacity: self.capacity)
-    storage.initialize(repeating: -1, count: self.capacity)
-    position = .allocate(capacity: 1)
-    position.initialize(to: (0, 0))
-  }
-
-  deinit {
-    storage.deallocate()
-    position.deallocate()
+    storage = EntryTable(count: max(capacity, 1)) { _ in -1 }
   }
 
   var count: Int {
@@ -121,15 +100,15 @@ struct IndexQueue: ~Copyable {
 
   /// The front, or -1.
   var first: Int32 {
-    @inline(__always) get { position.pointee.count > 0 ? storage[position.pointee.head] : -1 }
+    @inline(__always) get { position.pointee.count > 0 ? storage[position.pointee.head].pointee : -1 }
   }
 
   @inline(__always)
   func append(_ index: Int32) {
-    precondition(position.pointee.count < capacity, "a connection queued twice")
+    precondition(position.pointee.count < storage.count, "a connection queued twice")
     var tail = position.pointee.head + position.pointee.count
-    if tail >= capacity { tail -= capacity }
-    storage[tail] = index
+    if tail >= storage.count { tail -= storage.count }
+    storage[tail].pointee = index
     position.pointee.count += 1
   }
 
@@ -137,9 +116,9 @@ struct IndexQueue: ~Copyable {
   @inline(__always)
   func removeFirst() -> Int32 {
     guard position.pointee.count > 0 else { return -1 }
-    let index = storage[position.pointee.head]
+    let index = storage[position.pointee.head].pointee
     position.pointee.head += 1
-    if position.pointee.head == capacity { position.pointee.head = 0 }
+    if position.pointee.head == storage.count { position.pointee.head = 0 }
     position.pointee.count -= 1
     return index
   }

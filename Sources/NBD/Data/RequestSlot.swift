@@ -51,23 +51,26 @@ struct RequestSlot {
 
 /// A fixed number of request slots with a free list, owned by one thread.
 struct RequestTable: ~Copyable {
-  let slots: UnsafeMutablePointer<RequestSlot>
-  let count: Int32
-  private let freeHead: UnsafeMutablePointer<Int32>
+  private let slots: EntryTable<RequestSlot>
+  private let freeHead = Cell<Int32>(0)
 
+  /// Makes a table.
+  ///
+  /// - Parameter count: of slots, 1 or more.
   init(count: Int32) {
-    self.count = count
-    slots = .allocate(capacity: Int(count))
-    slots.initialize(repeating: RequestSlot(), count: Int(count))
-    for index in 0..<Int(count) { slots[index].next = index + 1 < Int(count) ? Int32(index + 1) : -1 }
-    freeHead = .allocate(capacity: 1)
-    freeHead.initialize(to: 0)
+    slots = EntryTable(count: Int(count)) { index in
+      var slot = RequestSlot()
+      slot.next = index + 1 < Int(count) ? Int32(index + 1) : -1
+      return slot
+    }
   }
 
-  deinit {
-    slots.deallocate()
-    freeHead.deallocate()
-  }
+  /// How many slots there are.
+  var count: Int { slots.count }
+
+  /// One slot.
+  @inline(__always)
+  subscript(index: Int32) -> Entry<RequestSlot> { slots[index] }
 
   /// Whether `take` would succeed.
   var hasFree: Bool {
@@ -80,14 +83,14 @@ struct RequestTable: ~Copyable {
   @inline(__always)
   func take() -> Int32 {
     let index = freeHead.pointee
-    if index >= 0 { freeHead.pointee = slots[Int(index)].next }
+    if index >= 0 { freeHead.pointee = slots[index].pointee.next }
     return index
   }
 
   /// Gives a slot back; tags made for it before are stale from now on.
   @inline(__always)
   func giveBack(_ index: Int32) {
-    let slot = slots + Int(index)
+    let slot = slots[index]
     slot.pointee.state = .free
     slot.pointee.generation &+= 1
     slot.pointee.connection = -1
@@ -99,7 +102,7 @@ struct RequestTable: ~Copyable {
   /// What the target gets to name a slot by.
   @inline(__always)
   func tag(_ index: Int32) -> UInt64 {
-    UInt64(slots[Int(index)].generation) << 32 | UInt64(UInt32(bitPattern: index))
+    UInt64(slots[index].pointee.generation) << 32 | UInt64(UInt32(bitPattern: index))
   }
 
   /// The slot that a tag names.
@@ -108,7 +111,9 @@ struct RequestTable: ~Copyable {
   @inline(__always)
   func index(of tag: UInt64) -> Int32 {
     let low = UInt32(truncatingIfNeeded: tag)
-    guard low < UInt32(count), slots[Int(low)].generation == UInt32(truncatingIfNeeded: tag >> 32) else {
+    guard low < UInt32(truncatingIfNeeded: count),
+      slots[Int(low)].pointee.generation == UInt32(truncatingIfNeeded: tag >> 32)
+    else {
       return -1
     }
     return Int32(low)

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Big-endian integers in raw memory and in byte arrays: the wire's byte order.
+// Big-endian integers in spans of bytes and in arrays: the wire's byte order.
 
-extension UnsafeRawPointer {
-  /// A big-endian integer at an unaligned offset in bytes.
+extension RawSpan {
+  /// A big-endian integer at an unaligned offset in bytes; one outside of the span ends the process.
   @inline(__always)
   func bigEndian<Value: FixedWidthInteger & BitwiseCopyable>(_ offset: Int, as type: Value.Type) -> Value {
-    Value(bigEndian: loadUnaligned(fromByteOffset: offset, as: Value.self))
+    // SAFETY: the span checks the place, and any bytes are a value of an integer.
+    unsafe Value(bigEndian: unsafeLoadUnaligned(fromByteOffset: offset, as: Value.self))
   }
 }
 
-extension UnsafeMutableRawPointer {
-  /// Stores an integer big-endian at an unaligned offset in bytes.
+extension MutableRawSpan {
+  /// Stores an integer big-endian at an unaligned offset in bytes; one outside of the span ends the process.
   @inline(__always)
-  func putBigEndian<Value: FixedWidthInteger & BitwiseCopyable>(_ value: Value, at offset: Int) {
+  mutating func putBigEndian<Value: FixedWidthInteger & BitwiseCopyable>(_ value: Value, at offset: Int) {
     storeBytes(of: value.bigEndian, toByteOffset: offset, as: Value.self)
   }
 }
@@ -21,7 +22,9 @@ extension UnsafeMutableRawPointer {
 extension Array where Element == UInt8 {
   /// Appends an integer, most significant byte first.
   mutating func appendBigEndian<Value: FixedWidthInteger>(_ value: Value) {
-    Swift.withUnsafeBytes(of: value.bigEndian) { append(contentsOf: $0) }
+    for shift in stride(from: Value.bitWidth - 8, through: 0, by: -8) {
+      append(UInt8(truncatingIfNeeded: value >> shift))
+    }
   }
 }
 

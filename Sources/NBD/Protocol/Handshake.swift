@@ -68,7 +68,7 @@ struct Handshake {
   ///   - isStopping: the service is going down; options but ABORT are refused.
   /// - Returns: how many bytes were taken, and what to do.
   mutating func receive(
-    _ input: UnsafeRawBufferPointer, geometry: TargetGeometry, isStopping: Bool
+    _ input: Span<UInt8>, geometry: TargetGeometry, isStopping: Bool
   ) -> (consumed: Int, action: Action) {
     switch state {
     case .clientFlags:
@@ -103,11 +103,11 @@ struct Handshake {
 
   /// Gathers a message of a known length, which may come in pieces, and hands it on.
   private mutating func collect(
-    _ length: Int, _ input: UnsafeRawBufferPointer,
+    _ length: Int, _ input: Span<UInt8>,
     _ complete: (inout Handshake, [UInt8]) -> Action
   ) -> (Int, Action) {
     let taken = min(length - pending.count, input.count)
-    pending.append(contentsOf: UnsafeRawBufferPointer(rebasing: input[..<taken]))
+    for index in 0..<taken { pending.append(input[index]) }
     guard pending.count == length else { return (taken, .none) }
     let message = pending
     pending.removeAll(keepingCapacity: true)

@@ -32,32 +32,32 @@ extension RequestSlot {
   /// Encodes everything before the data.
   ///
   /// - Parameters:
-  ///   - bytes: room for `NBDWire.longestReply` bytes.
+  ///   - bytes: `NBDWire.longestReply` of them.
   ///   - style: what the connection agreed on.
   /// - Returns: how many bytes the header has.
-  func encodeHeader(into bytes: UnsafeMutableRawPointer, style: ReplyStyle) -> Int {
+  func encodeHeader(into bytes: inout MutableRawSpan, style: ReplyStyle) -> Int {
     switch style {
     case .simple:
-      return encodeSimple(into: bytes)
+      return encodeSimple(into: &bytes)
     case .structured:
       // A simple reply is shorter, and allowed to everything but reads as long as it carries nothing.
-      if reply == .status && !isRead && error == NBDError.none { return encodeSimple(into: bytes) }
-      let body = bytes + 20
+      if reply == .status && !isRead && error == NBDError.none { return encodeSimple(into: &bytes) }
+      let body = 20
       let type: UInt16
       let length: Int
       switch reply {
       case .data:
         type = NBDReplyType.offsetData
-        body.putBigEndian(byteOffset, at: 0)
+        bytes.putBigEndian(byteOffset, at: body)
         length = 8
       case .blockStatus:
         type = NBDReplyType.blockStatus
-        body.putBigEndian(NBDMetaContext.allocationID, at: 0)
-        body.putBigEndian(UInt32(truncatingIfNeeded: byteCount), at: 4)
-        body.putBigEndian(UInt32(0), at: 8)
+        bytes.putBigEndian(NBDMetaContext.allocationID, at: body)
+        bytes.putBigEndian(UInt32(truncatingIfNeeded: byteCount), at: body + 4)
+        bytes.putBigEndian(UInt32(0), at: body + 8)
         length = 12
       case .status:
-        (type, length) = encodeStatus(into: body)
+        (type, length) = encodeStatus(into: &bytes, at: body)
       }
       bytes.putBigEndian(NBDMagic.structuredReply, at: 0)
       bytes.putBigEndian(NBDReplyFlag.done, at: 4)
@@ -66,37 +66,37 @@ extension RequestSlot {
       bytes.putBigEndian(UInt32(truncatingIfNeeded: length + dataLength), at: 16)
       return 20 + length
     case .extended:
-      return encodeExtended(into: bytes)
+      return encodeExtended(into: &bytes)
     }
   }
 
   @inline(__always)
-  private func encodeSimple(into bytes: UnsafeMutableRawPointer) -> Int {
+  private func encodeSimple(into bytes: inout MutableRawSpan) -> Int {
     bytes.putBigEndian(NBDMagic.simpleReply, at: 0)
     bytes.putBigEndian(error, at: 4)
     bytes.putBigEndian(cookie, at: 8)
     return 16
   }
 
-  private func encodeExtended(into bytes: UnsafeMutableRawPointer) -> Int {
-    let body = bytes + 32
+  private func encodeExtended(into bytes: inout MutableRawSpan) -> Int {
+    let body = 32
     let type: UInt16
     let length: Int
     // The header repeats the request's offset, which is also where data and extents start.
     switch reply {
     case .data:
       type = NBDReplyType.offsetData
-      body.putBigEndian(byteOffset, at: 0)
+      bytes.putBigEndian(byteOffset, at: body)
       length = 8
     case .blockStatus:
       type = NBDReplyType.blockStatusExtended
-      body.putBigEndian(NBDMetaContext.allocationID, at: 0)
-      body.putBigEndian(UInt32(1), at: 4)
-      body.putBigEndian(byteCount, at: 8)
-      body.putBigEndian(UInt64(0), at: 16)
+      bytes.putBigEndian(NBDMetaContext.allocationID, at: body)
+      bytes.putBigEndian(UInt32(1), at: body + 4)
+      bytes.putBigEndian(byteCount, at: body + 8)
+      bytes.putBigEndian(UInt64(0), at: body + 16)
       length = 24
     case .status:
-      (type, length) = encodeStatus(into: body)
+      (type, length) = encodeStatus(into: &bytes, at: body)
     }
     bytes.putBigEndian(NBDMagic.extendedReply, at: 0)
     bytes.putBigEndian(NBDReplyFlag.done, at: 4)
@@ -108,10 +108,10 @@ extension RequestSlot {
   }
 
   @inline(__always)
-  private func encodeStatus(into body: UnsafeMutableRawPointer) -> (UInt16, Int) {
+  private func encodeStatus(into bytes: inout MutableRawSpan, at body: Int) -> (UInt16, Int) {
     if error == NBDError.none { return (NBDReplyType.none, 0) }
-    body.putBigEndian(error, at: 0)
-    body.putBigEndian(UInt16(0), at: 4)
+    bytes.putBigEndian(error, at: body)
+    bytes.putBigEndian(UInt16(0), at: body + 4)
     return (NBDReplyType.error, 6)
   }
 }

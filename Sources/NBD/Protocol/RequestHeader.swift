@@ -18,9 +18,12 @@ struct RequestHeader {
 
   /// Decodes a header.
   ///
+  /// - Parameters:
+  ///   - bytes: `NBDWire.compactRequest` or `extendedRequest` of them, as the style has it.
+  ///   - style: what the connection agreed on.
   /// - Returns: nil when the magic number is wrong, after which the stream means nothing any more.
   @inline(__always)
-  init?(_ bytes: UnsafeRawPointer, style: ReplyStyle) {
+  init?(_ bytes: RawSpan, style: ReplyStyle) {
     isExtended = style == .extended
     let magic = bytes.bigEndian(0, as: UInt32.self)
     guard magic == (isExtended ? NBDMagic.extendedRequest : NBDMagic.request) else { return nil }

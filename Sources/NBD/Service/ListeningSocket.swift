@@ -41,7 +41,8 @@ public final class ListeningSocket: Sendable {
   }
 
   deinit {
-    if let ownedPath { _ = unlink(ownedPath) }
+    // SAFETY: the call reads the string, which is there for as long as it lasts.
+    if let ownedPath { _ = unsafe unlink(ownedPath) }
   }
 
   /// Listens on a Unix socket that only this user may connect to.
@@ -79,21 +80,23 @@ public final class ListeningSocket: Sendable {
   public static func tcp(host: String = "127.0.0.1", port: UInt16 = 10809) throws(ListeningError)
     -> ListeningSocket
   {
-    var hints = addrinfo()
-    hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
-    hints.ai_flags = AI_NUMERICSERV | AI_PASSIVE
+    // SAFETY of all in this block: the hints and the pointer to the results are locals; the list is the C library's, not
+    // null where it said so, and is freed once, after the last use of it.
+    var hints = unsafe addrinfo()
+    unsafe hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
+    unsafe hints.ai_flags = AI_NUMERICSERV | AI_PASSIVE
     var results: UnsafeMutablePointer<addrinfo>?
-    let code = getaddrinfo(host, String(port), &hints, &results)
-    guard code == 0, let first = results else {
-      throw ListeningError("the host \(host) has no address: \(String(cString: gai_strerror(code)))")
+    let code = unsafe getaddrinfo(host, String(port), &hints, &results)
+    guard code == 0, let first = unsafe results else {
+      throw ListeningError("the host \(host) has no address: \(unsafe String(cString: gai_strerror(code)))")
     }
-    defer { freeaddrinfo(results) }
-    let raw = socket(first.pointee.ai_family, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+    defer { unsafe freeaddrinfo(results) }
+    let raw = unsafe socket(first.pointee.ai_family, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
     guard raw >= 0 else { throw ListeningError("cannot make a socket for \(host): \(Errno.current)") }
     let descriptor = OwnedDescriptor(raw)
-    var one: Int32 = 1
-    setsockopt(raw, SOL_SOCKET, SO_REUSEADDR, &one, 4)
-    guard bind(raw, first.pointee.ai_addr, first.pointee.ai_addrlen) == 0, listen(raw, 128) == 0 else {
+    setOption(raw, SOL_SOCKET, SO_REUSEADDR, to: 1)
+    // SAFETY: see above.
+    guard unsafe bind(raw, first.pointee.ai_addr, first.pointee.ai_addrlen) == 0, listen(raw, 128) == 0 else {
       throw ListeningError("cannot listen on \(host) port \(port): \(Errno.current)")
     }
     do throws(Errno) {
@@ -109,9 +112,7 @@ public final class ListeningSocket: Sendable {
     -> ListeningSocket
   {
     let raw = descriptor.raw
-    var listens: Int32 = 0
-    var length = socklen_t(4)
-    guard getsockopt(raw, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length) == 0, listens != 0 else {
+    guard let listens = option(raw, SOL_SOCKET, SO_ACCEPTCONN), listens != 0 else {
       throw ListeningError("the inherited descriptor \(raw) is not a listening socket")
     }
     do throws(Errno) {
@@ -126,29 +127,32 @@ public final class ListeningSocket: Sendable {
   private static func boundAddress(_ raw: Int32) -> Address {
     var storage = sockaddr_storage()
     var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
-    return withUnsafeMutablePointer(to: &storage) { pointer in
-      pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { address in
-        guard getsockname(raw, address, &length) == 0 else { return .other }
-        if Int32(address.pointee.sa_family) == AF_UNIX { return unixAddress(address, length) }
-        return internetAddress(address, length)
+    // SAFETY: the kernel fills the local variable, which is made to be seen as any address, and says how far.
+    return unsafe withUnsafeMutablePointer(to: &storage) { pointer in
+      unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { address in
+        guard unsafe getsockname(raw, address, &length) == 0 else { return .other }
+        length = min(length, socklen_t(MemoryLayout<sockaddr_storage>.size))
+        if unsafe Int32(address.pointee.sa_family) == AF_UNIX {
+          return unsafe unixAddress(UnsafeRawBufferPointer(start: address, count: Int(length)))
+        }
+        return unsafe internetAddress(address, length)
       }
     }
   }
 
-  private static func unixAddress(_ address: UnsafeMutablePointer<sockaddr>, _ length: socklen_t) -> Address {
-    let offset = MemoryLayout<sa_family_t>.size
-    let bytes = UnsafeRawBufferPointer(start: address, count: Int(length)).dropFirst(offset)
+  private static func unixAddress(_ address: UnsafeRawBufferPointer) -> Address {
+    // SAFETY: a buffer with bounds, of which the caller promises that it is there.
+    let bytes = unsafe Array(address.dropFirst(MemoryLayout<sa_family_t>.size))
     // An abstract address starts with a zero byte, an unnamed one has no bytes.
     guard let first = bytes.first, first != 0 else { return .other }
     return .unix(String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self))
   }
 
-  private static func internetAddress(_ address: UnsafeMutablePointer<sockaddr>, _ length: socklen_t)
-    -> Address
-  {
+  private static func internetAddress(_ address: UnsafePointer<sockaddr>, _ length: socklen_t) -> Address {
     var host = [CChar](repeating: 0, count: 64)
     var port = [CChar](repeating: 0, count: 8)
-    let code = getnameinfo(
+    // SAFETY: the address is as long as the caller says; the two arrays are filled no further than they go.
+    let code = unsafe getnameinfo(
       address, length, &host, socklen_t(host.count), &port, socklen_t(port.count),
       NI_NUMERICHOST | NI_NUMERICSERV)
     guard code == 0, let number = UInt16(text(port)) else { return .other }

@@ -47,11 +47,11 @@ public final class Server: Sendable {
     bounds.maximumConnections = max(maximumConnections, 1)
     var workers: [Worker] = []
     for (index, target) in targets.enumerated() {
-      // Each target goes to its own thread and is not touched here again.
+      // SAFETY: each target goes to its own thread and is not touched here again.
       nonisolated(unsafe) let given = target
       do throws(Errno) {
         workers.append(
-          try Worker(
+          unsafe try Worker(
             name: "nbd-\(index)", target: given, export: export, configuration: bounds, limiter: limiter))
       } catch {
         for worker in workers { worker.stop(gracePeriod: .zero) }
@@ -129,14 +129,12 @@ public final class Server: Sendable {
         refused.add(1, ordering: .relaxed)
         continue
       }
-      var one: Int32 = 1
       // Fails on a Unix socket, which has no such delay.
-      setsockopt(raw, Int32(IPPROTO_TCP), TCP_NODELAY, &one, 4)
+      setOption(raw, Int32(IPPROTO_TCP), TCP_NODELAY, to: 1)
       // The usual 208 KiB are less than one large reply: the send would stop and start again in the middle of each.
-      var sendBuffer = Self.sendBufferBytes
-      if setsockopt(raw, SOL_SOCKET, SO_SNDBUFFORCE, &sendBuffer, 4) != 0 {
+      if !setOption(raw, SOL_SOCKET, SO_SNDBUFFORCE, to: Self.sendBufferBytes) {
         // Only root may go beyond net.core.wmem_max.
-        setsockopt(raw, SOL_SOCKET, SO_SNDBUF, &sendBuffer, 4)
+        setOption(raw, SOL_SOCKET, SO_SNDBUF, to: Self.sendBufferBytes)
       }
       _ = workers[next].adoptCounted(OwnedDescriptor(raw))
       next = (next + 1) % workers.count

@@ -54,14 +54,17 @@ public enum SocketActivation {
   ///
   /// - Returns: the descriptors, close-on-exec and owned by the caller; empty without activation.
   public static func take() throws(SocketActivationError) -> [Int32] {
-    defer { for variable in variables { unsetenv(variable) } }
+    // SAFETY of both: no other thread runs, as the caller promises, so the environment is nobody else's; a variable is
+    // copied where it stands.
+    defer { for variable in variables { unsafe unsetenv(variable) } }
     let names = try names(
-      in: { variable in getenv(variable).map { String(cString: $0) } }, processID: getpid())
+      in: { variable in unsafe getenv(variable).map { unsafe String(cString: $0) } }, processID: getpid())
     var sockets: [Int32] = []
     for index in names.indices {
       let descriptor = firstDescriptor + Int32(index)
       var status = stat()
-      guard fstat(descriptor, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK else {
+      // SAFETY: the kernel fills a local variable.
+      guard unsafe fstat(descriptor, &status) == 0, status.st_mode & S_IFMT == S_IFSOCK else {
         throw .notASocket(descriptor)
       }
       _ = cxen_set_cloexec(descriptor, 1)

@@ -19,25 +19,18 @@ extension WorkerLoop {
   /// Takes on a connected socket and sends the greeting.
   func adopt(_ descriptor: Int32) {
     var free: Int32 = -1
-    for index in 0..<Int32(clamping: configuration.maximumConnections)
-    where free < 0 && connections[Int(index)].descriptor < 0 {
+    for index in 0..<Int32(clamping: connections.count)
+    where free < 0 && connections[index].pointee.descriptor < 0 {
       free = index
     }
-    var region: MappedRegion?
-    do { region = try MappedRegion(anonymous: Self.bufferSize) } catch { region = nil }
-    guard free >= 0, !state.pointee.isStopping, region != nil else {
+    guard free >= 0, !state.pointee.isStopping, makeConnection(free) else {
       counters.add(.connectionsRefused)
       _ = Glibc.close(descriptor)
       limiter.leave()
       return
     }
-    let connection = connections + Int(free)
-    let generation = connection.pointee.generation &+ 1
-    let buffer = region?.baseAddress ?? connection.pointee.buffer
-    connection.pointee = Connection(buffer: buffer)
-    connection.pointee.region = region.take()
+    let connection = connections[free]
     connection.pointee.descriptor = descriptor
-    connection.pointee.generation = generation
     connection.pointee.lastProgress = MonotonicClock.nanoseconds()
     connection.pointee.handshake = Handshake(export: export)
     connection.pointee.handshakeOutput = Handshake.greeting
@@ -56,13 +49,26 @@ extension WorkerLoop {
     enqueueFlush(free)
   }
 
+  /// Prepares an unused entry for another connection.
+  ///
+  /// - Returns: false when there is no memory for its buffer.
+  private func makeConnection(_ index: Int32) -> Bool {
+    let connection = connections[index]
+    let generation = connection.pointee.generation &+ 1
+    var fresh = Connection()
+    do throws(Errno) { fresh.buffer = try ReceiveBuffer(byteCount: Self.bufferSize) } catch { return false }
+    fresh.generation = generation
+    connection.pointee = fresh
+    return true
+  }
+
   private func token(_ index: Int32) -> UInt64 {
-    UInt64(connections[Int(index)].generation) << 32 | UInt64(UInt32(bitPattern: index))
+    UInt64(connections[index].pointee.generation) << 32 | UInt64(UInt32(bitPattern: index))
   }
 
   /// Starts or stops to be told when there is room to send.
   func watchWritable(_ index: Int32, _ watches: Bool) {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     guard connection.pointee.watchesWritable != watches else { return }
     connection.pointee.watchesWritable = watches
     let interest = watches ? Self.allInterest : Self.inputInterest
@@ -77,7 +83,7 @@ extension WorkerLoop {
   /// Puts a connection in line to be served.
   @inline(__always)
   func enqueue(_ index: Int32) {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     guard !connection.pointee.isQueued, connection.pointee.blocked != .resources else { return }
     connection.pointee.isQueued = true
     runQueue.append(index)
@@ -86,7 +92,7 @@ extension WorkerLoop {
   /// Puts a connection in line to send what it has.
   @inline(__always)
   func enqueueFlush(_ index: Int32) {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     guard !connection.pointee.isFlushQueued else { return }
     connection.pointee.isFlushQueued = true
     flushQueue.append(index)
@@ -94,7 +100,7 @@ extension WorkerLoop {
 
   /// Makes a connection wait for the target, behind those that wait already.
   func waitForResources(_ index: Int32) {
-    connections[Int(index)].blocked = .resources
+    connections[index].pointee.blocked = .resources
     counters.add(.targetFull)
     waitQueue.append(index)
   }
@@ -104,7 +110,7 @@ extension WorkerLoop {
     state.pointee.somethingReleased = false
     for _ in 0..<waitQueue.count where waitQueue.count > 0 {
       let index = waitQueue.first
-      let connection = connections + Int(index)
+      let connection = connections[index]
       // Stays in the queue while it tries, so that nobody else takes its place.
       connection.pointee.blocked = .none
       connection.pointee.hasUnparsed = true
@@ -121,13 +127,13 @@ extension WorkerLoop {
   ///
   /// What the target still has of it is released when it comes back.
   func close(_ index: Int32) {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     guard connection.pointee.descriptor >= 0 else { return }
     if connection.pointee.phase == .handshake {
       state.pointee.handshakes -= 1
       counters.add(.handshakesFailed)
     }
-    for slot in 0..<table.count where table.slots[Int(slot)].connection == index {
+    for slot in 0..<Int32(clamping: table.count) where table[slot].pointee.connection == index {
       abandon(slot)
     }
     events.remove(connection.pointee.descriptor)
@@ -136,8 +142,7 @@ extension WorkerLoop {
     if connection.pointee.isFlushQueued { flushQueue.remove(index) }
     waitQueue.remove(index)
     let generation = connection.pointee.generation
-    let unused = connection.pointee.buffer
-    connection.pointee = Connection(buffer: unused)
+    connection.pointee = Connection()
     connection.pointee.generation = generation
     if state.pointee.hotConnection == index { state.pointee.hotConnection = -1 }
     state.pointee.openConnections -= 1
@@ -147,7 +152,7 @@ extension WorkerLoop {
 
   /// Lets go of a request whose client is gone.
   private func abandon(_ index: Int32) {
-    let slot = table.slots + Int(index)
+    let slot = table[index]
     let operation = TargetOperation(rawValue: slot.pointee.operation)
     switch slot.pointee.state {
     case .free: return
@@ -170,10 +175,10 @@ extension WorkerLoop {
 
   /// Tells one connection that the service is going down.
   func beginStopping(_ index: Int32) {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     if connection.pointee.payloadSlot >= 0 {
       // The rest of the payload is dropped as it comes, and the write refused.
-      let slot = table.slots + Int(connection.pointee.payloadSlot)
+      let slot = table[connection.pointee.payloadSlot]
       target.cancel(TargetOperation(rawValue: slot.pointee.operation))
       state.pointee.heldOperations -= 1
       slot.pointee.state = .skipping
@@ -193,8 +198,8 @@ extension WorkerLoop {
   /// - Returns: whether no connection is left.
   func stopIfDone() -> Bool {
     let isLate = MonotonicClock.nanoseconds() >= state.pointee.stopDeadline
-    for index in 0..<configuration.maximumConnections where connections[index].descriptor >= 0 {
-      let connection = connections + index
+    for index in 0..<connections.count where connections[index].pointee.descriptor >= 0 {
+      let connection = connections[index]
       // A connection is quiet when everything it sent so far was looked at and answered.
       let isQuiet =
         !connection.pointee.isReadable && !connection.pointee.isQueued
@@ -219,6 +224,7 @@ extension WorkerLoop {
     // What still runs has nobody to tell; the memory is the target's.
     while state.pointee.heldOperations > 0, MonotonicClock.nanoseconds() < deadline { waitForTarget() }
     target.onCompletion = { _, _, _ in }
+    target.onDescriptorsChange = { _, _ in }
     return WorkerOutcome(
       finalFlush: state.pointee.finalFlush, flushWasDue: isFlushDue,
       abandonedOperations: state.pointee.heldOperations)
@@ -241,7 +247,7 @@ extension WorkerLoop {
   }
 
   private func fill(_ index: Int32, _ operation: TargetOperation, connection: Int32) {
-    let slot = table.slots + Int(index)
+    let slot = table[index]
     slot.pointee.operation = operation.rawValue
     slot.pointee.connection = connection
     slot.pointee.state = .running

@@ -10,7 +10,7 @@ extension WorkerLoop {
   /// Gives a connection its turn: what is buffered, then one receive and what it brought.
   @inline(__always)
   func serve(_ index: Int32) {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     connection.pointee.isQueued = false
     guard connection.pointee.descriptor >= 0 else { return }
     state.pointee.hotConnection = index
@@ -27,7 +27,7 @@ extension WorkerLoop {
   ///
   /// - Returns: whether everything buffered was looked at, so that more may be received.
   private func advance(_ index: Int32) -> Bool {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     connection.pointee.hasUnparsed = false
     switch parse(index) {
     case .needsMore:
@@ -51,74 +51,51 @@ extension WorkerLoop {
   ///
   /// - Returns: whether bytes came. If not, the connection waits for an event, or has been closed.
   func receive(_ index: Int32) -> Bool {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     let wanted: Int
     let received: Int
-    var payload = 0
     if connection.pointee.payloadSlot >= 0 {
-      (wanted, payload, received) = receivePayload(connection)
+      (received, wanted) = receivePayload(connection)
     } else {
-      makeRoom(connection)
-      wanted = min(Self.bufferSize - connection.pointee.end, connection.pointee.receiveLimit)
-      received = Glibc.recv(
-        connection.pointee.descriptor, connection.pointee.buffer + connection.pointee.end, wanted, 0)
+      connection.pointee.buffer.makeRoom()
+      (received, wanted) = connection.pointee.buffer.receive(
+        from: connection.pointee.descriptor, atMost: connection.pointee.receiveLimit)
     }
     guard received > 0 else { return endOfInput(index, received) }
     counters.add(.receives)
     if received < wanted && !connection.pointee.peerClosed { connection.pointee.isReadable = false }
     connection.pointee.lastProgress = state.pointee.now
-    let direct = min(received, payload)
-    connection.pointee.payloadReceived += direct
-    connection.pointee.end += received - direct
     return true
   }
 
   /// Receives into the target's memory, and into the buffer what comes behind.
-  private func receivePayload(_ connection: UnsafeMutablePointer<Connection>) -> (Int, Int, Int) {
-    let slot = table.slots + Int(connection.pointee.payloadSlot)
+  ///
+  /// - Returns: what the call said, and how many bytes there was room for.
+  private func receivePayload(_ connection: Entry<Connection>) -> (received: Int, wanted: Int) {
+    let slot = table[connection.pointee.payloadSlot]
     let remaining = Int(slot.pointee.byteCount) - connection.pointee.payloadReceived
+    transfer.pointee.clear()
     // Vectors beyond what the socket holds would only be made again for the next receive.
-    let room = UnsafeMutableBufferPointer(rebasing: vectors[..<Self.receiveVectors])
-    var count = target.vectors(
-      of: TargetOperation(rawValue: slot.pointee.operation), from: connection.pointee.payloadReceived,
-      into: room)
-    let payload = trim(&count, to: remaining)
-    var wanted = payload
+    let payload = transfer.pointee.append(
+      TargetOperation(rawValue: slot.pointee.operation), of: target,
+      from: connection.pointee.payloadReceived, limit: remaining, vectors: Self.receiveVectors)
     if payload == remaining {
       // The buffer is empty here: a payload is received directly only after what was buffered has been used.
-      connection.pointee.start = 0
-      connection.pointee.end = 0
-      let trailing = min(Self.bufferSize, connection.pointee.receiveLimit)
-      vectors[count] = iovec(iov_base: connection.pointee.buffer, iov_len: trailing)
-      count += 1
-      wanted += trailing
+      connection.pointee.buffer.makeRoom()
+      transfer.pointee.append(
+        roomOf: connection.pointee.buffer, atMost: connection.pointee.receiveLimit)
     }
-    var message = msghdr()
-    message.msg_iov = vectors.baseAddress
-    message.msg_iovlen = count
-    return (wanted, payload, Glibc.recvmsg(connection.pointee.descriptor, &message, 0))
-  }
-
-  /// Cuts the vectors just made to a number of bytes, whatever the target wrote.
-  ///
-  /// - Returns: how many bytes the vectors have now.
-  @inline(__always)
-  func trim(_ count: inout Int, from first: Int = 0, to limit: Int) -> Int {
-    var total = 0
-    var kept = first
-    while kept < first + count && total < limit {
-      let length = min(Int(vectors[kept].iov_len), limit - total)
-      vectors[kept].iov_len = length
-      total += length
-      kept += 1
-    }
-    count = kept - first
-    return total
+    let wanted = transfer.pointee.byteCount
+    let received = transfer.pointee.receive(from: connection.pointee.descriptor)
+    let direct = min(max(received, 0), payload)
+    connection.pointee.payloadReceived += direct
+    if received > direct { connection.pointee.buffer.fill(received - direct) }
+    return (received, wanted)
   }
 
   /// Nothing came: waits, or takes note that nothing will come any more.
   private func endOfInput(_ index: Int32, _ result: Int) -> Bool {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     if result < 0 {
       let code = errno
       if code == EINTR {
@@ -138,26 +115,11 @@ extension WorkerLoop {
     return false
   }
 
-  /// Moves what is left in the buffer to its front when the room behind it runs short.
-  @inline(__always)
-  private func makeRoom(_ connection: UnsafeMutablePointer<Connection>) {
-    let start = connection.pointee.start
-    let count = connection.pointee.end - start
-    if count == 0 {
-      connection.pointee.start = 0
-      connection.pointee.end = 0
-    } else if start > 0 && (count < 4096 || start > Self.bufferSize / 4) {
-      memmove(connection.pointee.buffer, connection.pointee.buffer + start, count)
-      connection.pointee.start = 0
-      connection.pointee.end = count
-    }
-  }
-
   /// Closes a connection whose input has ended once its requests are answered.
   ///
   /// A payload that will never be complete is given up: the write changes nothing.
   func closeIfDone(_ index: Int32) {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     guard connection.pointee.descriptor >= 0, connection.pointee.inputEnded else { return }
     if connection.pointee.phase == .handshake {
       if connection.pointee.outputBroken || !hasOutput(connection) { close(index) }

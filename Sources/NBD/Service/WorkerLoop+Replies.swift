@@ -15,7 +15,7 @@ extension WorkerLoop {
   func complete(_ tag: UInt64, _ operation: TargetOperation, _ status: TargetStatus) {
     let index = table.index(of: tag)
     guard index >= 0 else { return }
-    let slot = table.slots + Int(index)
+    let slot = table[index]
     guard slot.pointee.state == .running else { return }
     slot.pointee.error = status.wireError
     let isGone = slot.pointee.connection < 0
@@ -38,13 +38,13 @@ extension WorkerLoop {
   /// Puts a request into its connection's list of replies.
   @inline(__always)
   func queueReply(_ index: Int32) {
-    let slot = table.slots + Int(index)
+    let slot = table[index]
     let owner = slot.pointee.connection
-    let connection = connections + Int(owner)
+    let connection = connections[owner]
     slot.pointee.state = .answered
     slot.pointee.next = -1
     if connection.pointee.replyTail >= 0 {
-      table.slots[Int(connection.pointee.replyTail)].next = index
+      table[connection.pointee.replyTail].pointee.next = index
     } else {
       connection.pointee.replyHead = index
     }
@@ -55,14 +55,14 @@ extension WorkerLoop {
   }
 
   @inline(__always)
-  func hasOutput(_ connection: UnsafeMutablePointer<Connection>) -> Bool {
+  func hasOutput(_ connection: Entry<Connection>) -> Bool {
     connection.pointee.replyHead >= 0
       || connection.pointee.handshakeSent < connection.pointee.handshakeOutput.count
   }
 
   /// Sends what a connection has, once.
   func flush(_ index: Int32) {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     connection.pointee.isFlushQueued = false
     guard connection.pointee.descriptor >= 0 else { return }
     if connection.pointee.outputBroken {
@@ -91,12 +91,10 @@ extension WorkerLoop {
   ///
   /// - Returns: false when the connection is to be left alone until the next turn.
   private func flushReplies(_ index: Int32) -> Bool {
-    let connection = connections + Int(index)
-    let (count, offered) = gather(connection)
-    var message = msghdr()
-    message.msg_iov = vectors.baseAddress
-    message.msg_iovlen = count
-    let sent = Glibc.sendmsg(connection.pointee.descriptor, &message, Int32(MSG_NOSIGNAL))
+    let connection = connections[index]
+    gather(connection)
+    let offered = transfer.pointee.byteCount
+    let sent = transfer.pointee.send(to: connection.pointee.descriptor)
     if sent < 0 { return sendFailed(index) }
     counters.add(.sends)
     connection.pointee.lastProgress = state.pointee.now
@@ -106,60 +104,32 @@ extension WorkerLoop {
   }
 
   /// Lists the memory of as many replies as one call takes.
-  ///
-  /// - Returns: how many vectors, and how many bytes they have.
-  private func gather(_ connection: UnsafeMutablePointer<Connection>) -> (Int, Int) {
-    guard let scratch = headers.baseAddress else { return (0, 0) }
+  private func gather(_ connection: Entry<Connection>) {
     let style = connection.pointee.style
-    var count = 0
-    var total = 0
-    var used = 0
     var skip = connection.pointee.replySent
     var index = connection.pointee.replyHead
-    // End of the last vector if that holds headers: the next header then only makes it longer.
-    var openHeader = -1
-    while index >= 0, count + 2 < Self.vectorCount, total < Self.sendBytes,
-      used + NBDWire.longestReply <= headers.count
-    {
-      let slot = table.slots + Int(index)
-      let length = slot.pointee.encodeHeader(into: scratch + used, style: style)
+    transfer.pointee.clear()
+    while index >= 0, transfer.pointee.hasRoomForReply, transfer.pointee.byteCount < Self.sendBytes {
+      let slot = table[index]
+      let length = transfer.pointee.appendHeader(of: slot, style: style, skipping: skip)
+      skip = max(skip - length, 0)
       let dataLength = slot.pointee.dataLength
-      if skip < length {
-        if openHeader == used {
-          vectors[count - 1].iov_len += length
-        } else {
-          vectors[count] = iovec(iov_base: scratch + used + skip, iov_len: length - skip)
-          count += 1
-        }
-        total += length - skip
-        skip = 0
-        openHeader = used + length
-      } else {
-        skip -= length
-      }
-      used += length
       if dataLength > 0 {
         let wanted = dataLength - skip
-        let room = UnsafeMutableBufferPointer(rebasing: vectors[count...])
-        var found = target.vectors(
-          of: TargetOperation(rawValue: slot.pointee.operation), from: skip, into: room)
-        let bytes = trim(&found, from: count, to: wanted)
-        count += found
-        total += bytes
-        openHeader = -1
+        let bytes = transfer.pointee.append(
+          TargetOperation(rawValue: slot.pointee.operation), of: target, from: skip, limit: wanted)
         if bytes < wanted { break }
       }
       skip = 0
       index = slot.pointee.next
     }
-    return (count, total)
   }
 
   /// Takes note of bytes that left, and lets go of the requests whose replies are complete.
-  private func retire(_ connection: UnsafeMutablePointer<Connection>, _ sent: Int) {
+  private func retire(_ connection: Entry<Connection>, _ sent: Int) {
     var left = connection.pointee.replySent + sent
     while connection.pointee.replyHead >= 0 {
-      let slot = table.slots + Int(connection.pointee.replyHead)
+      let slot = table[connection.pointee.replyHead]
       let length =
         slot.pointee.headerLength(style: connection.pointee.style) + slot.pointee.dataLength
       guard left >= length else { break }
@@ -172,9 +142,9 @@ extension WorkerLoop {
 
   /// Takes the first reply off the list and lets go of its request.
   @inline(__always)
-  private func dropFirstReply(_ connection: UnsafeMutablePointer<Connection>) {
+  private func dropFirstReply(_ connection: Entry<Connection>) {
     let index = connection.pointee.replyHead
-    let slot = table.slots + Int(index)
+    let slot = table[index]
     connection.pointee.replyHead = slot.pointee.next
     if slot.pointee.next < 0 { connection.pointee.replyTail = -1 }
     connection.pointee.unsentBytes -= slot.pointee.dataLength
@@ -197,7 +167,7 @@ extension WorkerLoop {
 
   /// Lets go of everything that would have been sent.
   private func dropOutput(_ index: Int32) {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     while connection.pointee.replyHead >= 0 { dropFirstReply(connection) }
     connection.pointee.replySent = 0
     connection.pointee.handshakeOutput.removeAll()
@@ -212,12 +182,13 @@ extension WorkerLoop {
   ///
   /// - Returns: whether all of it has left.
   private func flushHandshake(_ index: Int32) -> Bool {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     let total = connection.pointee.handshakeOutput.count
-    let sent = connection.pointee.handshakeOutput.withUnsafeBytes { bytes in
-      Glibc.send(
-        connection.pointee.descriptor, bytes.baseAddress.map { $0 + connection.pointee.handshakeSent },
-        total - connection.pointee.handshakeSent, Int32(MSG_NOSIGNAL))
+    let unsent = connection.pointee.handshakeOutput[connection.pointee.handshakeSent...]
+    // SAFETY: the kernel reads as many bytes as there are.
+    let sent = unsafe unsent.withUnsafeBytes { bytes in
+      unsafe Glibc.send(
+        connection.pointee.descriptor, bytes.baseAddress, bytes.count, Int32(MSG_NOSIGNAL))
     }
     if sent < 0 {
       _ = sendFailed(index)
@@ -234,7 +205,7 @@ extension WorkerLoop {
   }
 
   private func waitForRoom(_ index: Int32) {
-    connections[Int(index)].isSendBlocked = true
+    connections[index].pointee.isSendBlocked = true
     watchWritable(index, true)
   }
 
@@ -242,7 +213,7 @@ extension WorkerLoop {
   ///
   /// Requests that came before are still done.
   private func sendFailed(_ index: Int32) -> Bool {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     let code = errno
     switch code {
     case EINTR: enqueueFlush(index)

@@ -23,7 +23,7 @@ enum ParseResult {
 extension WorkerLoop {
   /// Takes as many whole requests out of the buffer as may be taken now.
   func parse(_ index: Int32) -> ParseResult {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     var turnBytes = 0
     while true {
       if connection.pointee.phase == .handshake {
@@ -34,12 +34,12 @@ extension WorkerLoop {
       if connection.pointee.payloadSlot >= 0 {
         guard takePayload(index) else { return .needsMore }
       }
-      if connection.pointee.inputEnded && connection.pointee.start == connection.pointee.end {
+      if connection.pointee.inputEnded && connection.pointee.buffer.count == 0 {
         return connection.pointee.blocked == .none ? .ended : .needsMore
       }
       let size =
         connection.pointee.style == .extended ? NBDWire.extendedRequest : NBDWire.compactRequest
-      let available = connection.pointee.end - connection.pointee.start
+      let available = connection.pointee.buffer.count
       if available < size { return connection.pointee.inputEnded ? .ended : .needsMore }
       if turnBytes >= Self.turnBytes { return .endOfTurn }
       if connection.pointee.unsentBytes >= Self.unsentLimit
@@ -49,8 +49,8 @@ extension WorkerLoop {
         return .blockedOnOwnLimit
       }
       guard
-        let header = RequestHeader(
-          connection.pointee.buffer + connection.pointee.start, style: connection.pointee.style),
+        let header = connection.pointee.buffer.withBytes(
+          count: size, { RequestHeader($0, style: connection.pointee.style) }),
         // proto.md: a payload no server would take ends the connection; up to 32 bits it can be dropped.
         header.payloadLength <= UInt64(UInt32.max)
       else {
@@ -70,7 +70,7 @@ extension WorkerLoop {
   private func takeRequest(_ index: Int32, _ header: RequestHeader, _ size: Int, _ available: Int) -> (
     result: ParseResult?, bytes: Int
   ) {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     var header = header
     let payload = Int(header.payloadLength)
     var verdict: RequestVerdict
@@ -82,7 +82,7 @@ extension WorkerLoop {
       verdict = blockStatusPayload(connection, &header, size, payload)
       if state.pointee.isStopping { verdict = .answer(NBDError.shutdown) }
       guard table.hasFree, mayBegin(index) else { return (.blockedOnResources, 0) }
-      connection.pointee.start += payload
+      connection.pointee.buffer.consume(payload)
     } else {
       verdict = header.verdict(
         state.pointee.geometry, style: connection.pointee.style,
@@ -94,7 +94,7 @@ extension WorkerLoop {
     switch verdict {
     case .disconnect:
       counters.add(.disconnects)
-      connection.pointee.start = connection.pointee.end
+      connection.pointee.buffer.consumeAll()
       connection.pointee.inputEnded = true
       return (.ended, 0)
     case .answer(let error):
@@ -110,7 +110,7 @@ extension WorkerLoop {
   }
 
   /// A whole message is not there yet; after the end of the input it never will be.
-  private func stopForMore(_ connection: UnsafeMutablePointer<Connection>) -> ParseResult {
+  private func stopForMore(_ connection: Entry<Connection>) -> ParseResult {
     connection.pointee.inputEnded ? .ended : .needsMore
   }
 
@@ -125,7 +125,7 @@ extension WorkerLoop {
   private func perform(
     _ index: Int32, _ header: RequestHeader, _ command: TargetRequest.Command, _ size: Int, _ available: Int
   ) -> (ParseResult?, Int) {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     let payload = Int(header.payloadLength)
     let isDirect = payload > configuration.directThreshold
     if payload > 0 && !isDirect && available < size + payload { return (stopForMore(connection), 0) }
@@ -152,7 +152,7 @@ extension WorkerLoop {
     let bytes = carriesData ? Int(header.length) : 0
     slot.pointee.chargedBytes = UInt32(truncatingIfNeeded: bytes)
     connection.pointee.inFlightBytes += bytes
-    connection.pointee.start += size
+    connection.pointee.buffer.consume(size)
     if command == .read { slot.pointee.reply = .data }
     count(header.command)
     if isDirect {
@@ -164,8 +164,7 @@ extension WorkerLoop {
     }
     if connection.pointee.receiveLimit < Self.bufferSize { connection.pointee.receiveLimit <<= 2 }
     if payload > 0 {
-      copyIn(operation, connection.pointee.buffer + connection.pointee.start, at: 0, payload)
-      connection.pointee.start += payload
+      copyIn(operation, connection, at: 0, payload)
     }
     slot.pointee.state = .running
     target.submit(operation)
@@ -174,10 +173,8 @@ extension WorkerLoop {
 
   /// Fills in a slot for a request and charges it to its connection.
   @inline(__always)
-  private func fill(_ slotIndex: Int32, _ index: Int32, _ header: RequestHeader) -> UnsafeMutablePointer<
-    RequestSlot
-  > {
-    let slot = table.slots + Int(slotIndex)
+  private func fill(_ slotIndex: Int32, _ index: Int32, _ header: RequestHeader) -> Entry<RequestSlot> {
+    let slot = table[slotIndex]
     slot.pointee.cookie = header.cookie
     slot.pointee.byteOffset = header.byteOffset
     slot.pointee.byteCount = header.length
@@ -188,7 +185,7 @@ extension WorkerLoop {
     slot.pointee.reply = .status
     slot.pointee.isRead = header.command == NBDCommand.read
     slot.pointee.holdsOperation = false
-    connections[Int(index)].inFlight += 1
+    connections[index].pointee.inFlight += 1
     return slot
   }
 
@@ -199,8 +196,8 @@ extension WorkerLoop {
     guard mayBegin(index) else { return .blockedOnResources }
     let slotIndex = table.take()
     guard slotIndex >= 0 else { return .blockedOnResources }
-    let connection = connections + Int(index)
-    connection.pointee.start += size
+    let connection = connections[index]
+    connection.pointee.buffer.consume(size)
     let slot = fill(slotIndex, index, header)
     slot.pointee.error = error
     slot.pointee.reply = kind
@@ -220,8 +217,8 @@ extension WorkerLoop {
     guard mayBegin(index) else { return .blockedOnResources }
     let slotIndex = table.take()
     guard slotIndex >= 0 else { return .blockedOnResources }
-    let connection = connections + Int(index)
-    connection.pointee.start += size
+    let connection = connections[index]
+    connection.pointee.buffer.consume(size)
     let slot = fill(slotIndex, index, header)
     slot.pointee.state = .skipping
     slot.pointee.error = state.pointee.isStopping ? NBDError.shutdown : error
@@ -244,14 +241,15 @@ extension WorkerLoop {
 
   /// Reads the payload form of block status: an effect length and the contexts wanted.
   private func blockStatusPayload(
-    _ connection: UnsafeMutablePointer<Connection>, _ header: inout RequestHeader, _ size: Int, _ payload: Int
+    _ connection: Entry<Connection>, _ header: inout RequestHeader, _ size: Int, _ payload: Int
   ) -> RequestVerdict {
-    let bytes = UnsafeRawPointer(connection.pointee.buffer + connection.pointee.start + size)
-    // One context exists, so exactly one identifier can be right: more would repeat it.
-    guard payload == 12, bytes.bigEndian(8, as: UInt32.self) == NBDMetaContext.allocationID else {
-      return .answer(NBDError.invalid)
+    guard payload == 12 else { return .answer(NBDError.invalid) }
+    let (length, context) = connection.pointee.buffer.withBytes(size, count: 12) { bytes in
+      (bytes.bigEndian(0, as: UInt64.self), bytes.bigEndian(8, as: UInt32.self))
     }
-    header.length = bytes.bigEndian(0, as: UInt64.self)
+    // One context exists, so exactly one identifier can be right: more would repeat it.
+    guard context == NBDMetaContext.allocationID else { return .answer(NBDError.invalid) }
+    header.length = length
     header.flags &= ~NBDCommandFlag.payloadLength
     return header.verdict(
       state.pointee.geometry, style: connection.pointee.style,
@@ -262,10 +260,10 @@ extension WorkerLoop {
   ///
   /// - Returns: whether all of it has come.
   private func skip(_ index: Int32) -> Bool {
-    let connection = connections + Int(index)
-    let available = connection.pointee.end - connection.pointee.start
+    let connection = connections[index]
+    let available = connection.pointee.buffer.count
     let dropped = min(connection.pointee.skipRemaining, UInt64(available))
-    connection.pointee.start += Int(dropped)
+    connection.pointee.buffer.consume(Int(dropped))
     connection.pointee.skipRemaining -= dropped
     guard connection.pointee.skipRemaining == 0 else { return false }
     let slot = connection.pointee.skipSlot
@@ -278,16 +276,14 @@ extension WorkerLoop {
   ///
   /// - Returns: whether it is.
   private func takePayload(_ index: Int32) -> Bool {
-    let connection = connections + Int(index)
-    let slot = table.slots + Int(connection.pointee.payloadSlot)
+    let connection = connections[index]
+    let slot = table[connection.pointee.payloadSlot]
     let operation = TargetOperation(rawValue: slot.pointee.operation)
     let remaining = Int(slot.pointee.byteCount) - connection.pointee.payloadReceived
-    let buffered = min(remaining, connection.pointee.end - connection.pointee.start)
+    let buffered = min(remaining, connection.pointee.buffer.count)
     if buffered > 0 {
-      let source = connection.pointee.buffer + connection.pointee.start
-      copyIn(operation, source, at: connection.pointee.payloadReceived, buffered)
+      copyIn(operation, connection, at: connection.pointee.payloadReceived, buffered)
       connection.pointee.payloadReceived += buffered
-      connection.pointee.start += buffered
     }
     guard buffered == remaining else { return false }
     connection.pointee.payloadSlot = -1
@@ -296,23 +292,14 @@ extension WorkerLoop {
     return true
   }
 
-  /// Copies payload bytes into an operation's memory.
+  /// Moves payload bytes from the buffer into an operation's memory.
   @inline(__always)
-  private func copyIn(_ operation: TargetOperation, _ source: UnsafeRawPointer, at offset: Int, _ count: Int)
-  {
+  private func copyIn(
+    _ operation: TargetOperation, _ connection: Entry<Connection>, at offset: Int, _ count: Int
+  ) {
     counters.add(.bytesCopied, UInt64(count))
-    var done = 0
-    while done < count {
-      let found = target.vectors(of: operation, from: offset + done, into: vectors)
-      // A target that has no memory for bytes it took on is broken; the rest of the write is then undefined.
-      guard found > 0 else { return }
-      for vector in 0..<found where done < count {
-        guard let base = vectors[vector].iov_base else { return }
-        let length = min(Int(vectors[vector].iov_len), count - done)
-        memcpy(base, source + done, length)
-        done += length
-      }
-    }
+    transfer.pointee.copy(count, from: connection.pointee.buffer, to: operation, of: target, at: offset)
+    connection.pointee.buffer.consume(count)
   }
 
   @inline(__always)
@@ -333,17 +320,17 @@ extension WorkerLoop {
   ///
   /// - Returns: why to stop; nil to go on.
   private func shakeHands(_ index: Int32) -> ParseResult? {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     guard !connection.pointee.closesWhenSent else { return .ended }
     if connection.pointee.handshakeOutput.count >= Self.handshakeLimit { return .blockedOnOwnLimit }
-    let input = UnsafeRawBufferPointer(
-      start: connection.pointee.buffer + connection.pointee.start,
-      count: connection.pointee.end - connection.pointee.start)
-    guard
-      let step = connection.pointee.handshake?.receive(
-        input, geometry: state.pointee.geometry, isStopping: state.pointee.isStopping)
-    else { return .ended }
-    connection.pointee.start += step.consumed
+    // Taken out for the time of the call: its input lies in the connection as well.
+    guard var handshake = connection.pointee.handshake.take() else { return .ended }
+    let step = connection.pointee.buffer.withBytes(count: connection.pointee.buffer.count) { bytes in
+      handshake.receive(
+        Span(_bytes: bytes), geometry: state.pointee.geometry, isStopping: state.pointee.isStopping)
+    }
+    connection.pointee.handshake = handshake
+    connection.pointee.buffer.consume(step.consumed)
     switch step.action {
     case .none:
       if step.consumed > 0 { return nil }

@@ -7,7 +7,7 @@
 //   flush the connections that have replies    ──► sendmsg
 //
 // and when nothing is left: spin a little if that pays, or arm the target's wake-up and sleep. Mutable state lives
-// behind pointers: Swift checks class properties for overlapping access at run time, memory behind pointers not.
+// in memory of its own (`Cell`, `EntryTable`): Swift checks class properties for overlapping access at run time.
 
 internal import CXen
 internal import Glibc
@@ -51,22 +51,20 @@ final class WorkerLoop {
   let counters: WorkerCounters
   let limiter: ConnectionLimiter
   let table: RequestTable
-  let connections: UnsafeMutablePointer<Connection>
-  let state: UnsafeMutablePointer<LoopState>
+  let connections: EntryTable<Connection>
+  let state: Cell<LoopState>
   /// Connections to be served.
   let runQueue: IndexQueue
   /// Connections with something to send.
   let flushQueue: IndexQueue
   /// Connections that wait for the target or the table of requests, first come first served.
   let waitQueue: IndexQueue
-  let vectors: UnsafeMutableBufferPointer<iovec>
-  let headers: UnsafeMutableRawBufferPointer
+  /// The memory of the system call at hand.
+  let transfer = Cell(TransferList())
   let events: EventLoop
 
   /// Bytes of a connection's receive buffer: holds the requests of a deep queue at 4 KiB.
   static let bufferSize = 256 << 10
-  /// I/O vectors of one system call (IOV_MAX).
-  static let vectorCount = 1024
   /// I/O vectors of a payload in one receive: 256 KiB where no two pages are neighbours, more than a Unix socket holds.
   static let receiveVectors = 64
   /// Payload that one connection may begin in a turn before its replies are sent and others are served.
@@ -96,31 +94,15 @@ final class WorkerLoop {
     self.events = events
     let count = max(configuration.maximumConnections, 1)
     table = RequestTable(count: Int32(clamping: max(configuration.maximumRequests, 1)))
-    vectors = .allocate(capacity: Self.vectorCount)
-    vectors.initialize(repeating: iovec())
-    headers = .allocate(byteCount: Self.vectorCount * NBDWire.longestReply / 2, alignment: 16)
     runQueue = IndexQueue(capacity: count)
     flushQueue = IndexQueue(capacity: count)
     waitQueue = IndexQueue(capacity: count)
-    connections = .allocate(capacity: count)
-    if let scratch = headers.baseAddress {
-      for index in 0..<count { (connections + index).initialize(to: Connection(buffer: scratch)) }
-    }
-    state = .allocate(capacity: 1)
-    state.initialize(
-      to: LoopState(
+    connections = EntryTable(count: count) { _ in Connection() }
+    state = Cell(
+      LoopState(
         geometry: target.geometry,
         spin: SpinPolicy(
           maximumNanoseconds: UInt64(max(configuration.maximumSpinMicroseconds, 0)) &* 1000)))
-  }
-
-  deinit {
-    connections.deinitialize(count: max(configuration.maximumConnections, 1))
-    connections.deallocate()
-    state.deinitialize(count: 1)
-    state.deallocate()
-    vectors.deallocate()
-    headers.deallocate()
   }
 
   /// Watches the wake-up and the target.
@@ -142,14 +124,9 @@ final class WorkerLoop {
 
   /// Runs until told to stop.
   func run() -> WorkerOutcome {
-    // The loop outlives every call of the target, so the closure need not keep it alive.
-    let loop = Unmanaged.passUnretained(self)
-    target.onCompletion = { tag, operation, status in
-      loop._withUnsafeGuaranteedRef { $0.complete(tag, operation, status) }
-    }
-    target.onDescriptorsChange = { removed, added in
-      loop._withUnsafeGuaranteedRef { $0.watch(instead: removed, added) }
-    }
+    // The target keeps the loop alive until `finish` takes this back.
+    target.onCompletion = { tag, operation, status in self.complete(tag, operation, status) }
+    target.onDescriptorsChange = { removed, added in self.watch(instead: removed, added) }
     state.pointee.now = MonotonicClock.nanoseconds()
     // `GatherPolicy` sleeps for less than the 50 µs that a timer may be late otherwise.
     _ = cxen_set_timer_slack(1000)
@@ -201,7 +178,7 @@ final class WorkerLoop {
       if event.token == Self.wakeToken { takeMessages() }
       if event.token >= Self.targetToken { continue }
       let index = Int32(truncatingIfNeeded: event.token & 0xffff_ffff)
-      let connection = connections + Int(index)
+      let connection = connections[index]
       guard connection.pointee.descriptor >= 0,
         connection.pointee.generation == UInt32(truncatingIfNeeded: event.token >> 32)
       else { continue }
@@ -234,7 +211,8 @@ final class WorkerLoop {
     {
       counters.add(.gathers)
       var time = timespec(tv_sec: 0, tv_nsec: GatherPolicy.sleepNanoseconds)
-      nanosleep(&time, nil)
+      // SAFETY: the kernel reads a local variable, and writes nothing to null.
+      unsafe _ = nanosleep(&time, nil)
       lookForEvents(milliseconds: 0)
       if runQueue.count > 0 || flushQueue.count > 0 { return }
     }
@@ -285,7 +263,7 @@ final class WorkerLoop {
 
   /// Receives from the connection that was busy last, without asking the event loop.
   private func lookAtHot(_ index: Int32) -> Bool {
-    let connection = connections + Int(index)
+    let connection = connections[index]
     guard connection.pointee.descriptor >= 0, connection.pointee.phase == .transmission,
       !connection.pointee.inputEnded, connection.pointee.blocked == .none
     else { return false }
@@ -305,8 +283,8 @@ final class WorkerLoop {
     if waitQueue.count > 0 { deadline = min(deadline, now &+ 10_000_000) }
     if state.pointee.handshakes > 0 {
       let allowed = configuration.handshakeTimeout.nanoseconds
-      for index in 0..<configuration.maximumConnections where isInHandshake(connections + index) {
-        deadline = min(deadline, connections[index].lastProgress &+ allowed)
+      for index in 0..<connections.count where isInHandshake(connections[index]) {
+        deadline = min(deadline, connections[index].pointee.lastProgress &+ allowed)
       }
     }
     guard deadline != .max else { return nil }
@@ -314,7 +292,7 @@ final class WorkerLoop {
     return Int32(clamping: remaining / 1_000_000 &+ 1)
   }
 
-  private func isInHandshake(_ connection: UnsafeMutablePointer<Connection>) -> Bool {
+  private func isInHandshake(_ connection: Entry<Connection>) -> Bool {
     connection.pointee.descriptor >= 0 && connection.pointee.phase == .handshake
   }
 
@@ -323,14 +301,14 @@ final class WorkerLoop {
     let now = state.pointee.now
     if state.pointee.handshakes > 0 {
       let allowed = configuration.handshakeTimeout.nanoseconds
-      for index in 0..<configuration.maximumConnections where isInHandshake(connections + index) {
-        if now >= connections[index].lastProgress &+ allowed { close(Int32(index)) }
+      for index in 0..<connections.count where isInHandshake(connections[index]) {
+        if now >= connections[index].pointee.lastProgress &+ allowed { close(Int32(index)) }
       }
     }
     if waitQueue.count > 0 {
       let allowed = configuration.stallTimeout.nanoseconds
-      for index in 0..<configuration.maximumConnections where connections[index].descriptor >= 0 {
-        let connection = connections + index
+      for index in 0..<connections.count where connections[index].pointee.descriptor >= 0 {
+        let connection = connections[index]
         let keepsMemory = connection.pointee.payloadSlot >= 0 || connection.pointee.replyHead >= 0
         if keepsMemory && now >= connection.pointee.lastProgress &+ allowed { close(Int32(index)) }
       }
@@ -344,7 +322,7 @@ final class WorkerLoop {
       case .stop(let deadline):
         state.pointee.isStopping = true
         state.pointee.stopDeadline = min(state.pointee.stopDeadline, deadline)
-        for index in 0..<configuration.maximumConnections where connections[index].descriptor >= 0 {
+        for index in 0..<connections.count where connections[index].pointee.descriptor >= 0 {
           beginStopping(Int32(index))
         }
       }

@@ -2,6 +2,7 @@
 //
 // What a worker counts. One thread writes, any may read: relaxed atomics, a load and a store each.
 
+internal import Platform
 internal import Synchronization
 
 /// One worker's numbers, or the sum of several workers', since they started.
@@ -87,25 +88,16 @@ public struct WorkerStatistics: Sendable, Equatable {
 
 /// The counters behind `WorkerStatistics`.
 ///
-/// Only the worker's thread adds; `@unchecked` because the memory is reached through a pointer.
-final class WorkerCounters: @unchecked Sendable {
-  private let values: UnsafeMutablePointer<Atomic<UInt64>>
-
-  init() {
-    values = .allocate(capacity: WorkerStatistics.Counter.allCases.count)
-    for counter in WorkerStatistics.Counter.allCases { (values + counter.rawValue).initialize(to: Atomic(0)) }
-  }
-
-  deinit {
-    values.deinitialize(count: WorkerStatistics.Counter.allCases.count)
-    values.deallocate()
+/// Only the worker's thread adds.
+final class WorkerCounters: Sendable {
+  private let values = Table<Atomic<UInt64>>(count: WorkerStatistics.Counter.allCases.count) { _ in Atomic(0)
   }
 
   /// Adds; only for the thread that owns the worker.
   @inline(__always)
   func add(_ counter: WorkerStatistics.Counter, _ amount: UInt64 = 1) {
-    let value = values + counter.rawValue
-    value.pointee.store(value.pointee.load(ordering: .relaxed) &+ amount, ordering: .relaxed)
+    let value = values[counter.rawValue].load(ordering: .relaxed)
+    values[counter.rawValue].store(value &+ amount, ordering: .relaxed)
   }
 
   /// What was counted so far; from any thread, each number on its own.
