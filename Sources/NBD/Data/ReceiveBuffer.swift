@@ -62,7 +62,7 @@ internal import SystemPackage
     if count == 0 {
       start = 0
       end = 0
-    // SAFETY: the condition only looks whether there is memory.
+      // SAFETY: the condition only looks whether there is memory.
     } else if start > 0 && (count < 4096 || start > byteCount / 4), let base = unsafe base {
       // SAFETY: `start` to `end` lie in the buffer, and so do as many bytes from its beginning.
       unsafe _ = memmove(base, base + start, count)
