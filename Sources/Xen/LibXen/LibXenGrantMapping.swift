@@ -60,16 +60,18 @@ public final class LibXenGrantMapping: GrantMapping {
 
   /// Unmaps what one `map` call returned (xengnttab_unmap).
   public func unmap(_ address: UnsafeMutableRawPointer, count: Int) throws(XenError) {
-    // SAFETY: for the messages only.
-    let place = unsafe "\(address)"
     guard let rawCount = UInt32(exactly: count) else {
-      throw XenError(.invalid, "cannot unmap \(count) pages at \(place)")
+      // SAFETY of both messages: the address is written down, not followed.
+      throw unsafe XenError(.invalid, "cannot unmap \(count) pages at \(address)")
     }
     let failure: Errno? = device.with { device in
       // SAFETY: that these pages were mapped by a `map` call and nobody uses them any more is what the caller promises.
       unsafe device.unmap(address, count: rawCount) ? nil : .current
     }
-    if let failure { throw XenError(errno: failure, "cannot unmap \(count) granted pages at \(place)") }
+    if let failure {
+      // SAFETY: as above.
+      throw unsafe XenError(errno: failure, "cannot unmap \(count) granted pages at \(address)")
+    }
   }
 
   /// Copies without mapping (xengnttab_grant_copy).
