@@ -331,6 +331,17 @@ import Xen
       #expect(frontend.xen.mappedPages == 0)
     }
   }
+
+  @Test func withoutXenstoreNoFrontendIsWaitedFor() throws {
+    try withBackend { frontend, backend in
+      try frontend.connect(backend, try MemoryStorage(byteCount: 1 << 20))
+      let begin = MonotonicClock.nanoseconds()
+      frontend.xen.endStore()
+      #expect(frontend.device?.close(waiting: 120_000) == false)
+      #expect(MonotonicClock.nanoseconds() - begin < 60_000_000_000)
+      #expect(frontend.xen.mappedPages == 0)
+    }
+  }
 }
 
 /// Collects what a backend reports as over.

@@ -9,7 +9,10 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 requires nbdcopy nbdinfo fio python3-libnbd
 
-profiles=${XBD_PROFILES:-linux-6.x linux-3.x qemu tapdisk freebsd netbsd mirage minimal}
+case ${XBD_PROFILES:-all} in
+  all | default) profiles="linux-6.x linux-3.x qemu tapdisk freebsd netbsd mirage minimal" ;;
+  *) profiles=$XBD_PROFILES ;;
+esac
 random_file "$dir/in" $((4 << 20))
 
 for profile in $profiles; do

@@ -30,6 +30,8 @@ public final class Backend: @unchecked Sendable {
   private var devices: [Int: BackendDevice] = [:]
   private var nextNumber = 0
   private var removed: [BackendDevice] = []
+  /// xenstore is gone: no frontend can be waited for any more.
+  private(set) var isDeaf = false
 
   private final class WakeUp: Sendable {
     let counter: EventCounter
@@ -197,6 +199,8 @@ public final class Backend: @unchecked Sendable {
       } catch {
         logger.error("the connection to xenstore is gone: \(error)")
         lost = error
+        isDeaf = true
+        control.signalAll()
       }
       for device in devices.values.sorted(by: { $0.number < $1.number }) {
         if changed.contains(token(device, .directory)) { device.directoryChanged() }

@@ -150,7 +150,7 @@ public final class BackendDevice: @unchecked Sendable {
         announce()
       }
       let deadline = MonotonicClock.nanoseconds() + milliseconds * 1_000_000
-      while !queues.isEmpty, !removed, milliseconds > 0 {
+      while !queues.isEmpty, !removed, !backend.isDeaf, milliseconds > 0 {
         if !backend.control.wait(until: deadline) { break }
       }
       let closed = queues.isEmpty

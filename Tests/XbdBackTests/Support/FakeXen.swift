@@ -155,6 +155,11 @@ final class FakeXen: @unchecked Sendable {
 
   // MARK: xenstore
 
+  /// Ends xenstore: every connection hears of it.
+  func endStore() {
+    for store in lock.withLock({ _ in connections }) { store.end() }
+  }
+
   fileprivate func connect(_ store: FakeStore) { lock.withLock { _ in connections.append(store) } }
   func read(_ path: String) -> [UInt8]? { lock.withLock { _ in tree[path] } }
   func text(_ path: String) -> String? { read(path).map { String(decoding: $0, as: UTF8.self) } }
@@ -263,6 +268,7 @@ final class FakeStore: XenStore {
   private struct State {
     var watches: [XenStoreWatchEvent] = []
     var events: [XenStoreWatchEvent] = []
+    var isGone = false
   }
   private let xen: FakeXen
   private let domain: DomainID
@@ -299,7 +305,8 @@ final class FakeStore: XenStore {
     }
   }
   func nextWatchEvent() throws(XenError) -> XenStoreWatchEvent? {
-    state.withLock { state in
+    try state.withLock { state throws(XenError) in
+      if state.isGone { throw XenError(.disconnected, "xenstore is gone") }
       if state.events.isEmpty { return nil }
       let event = state.events.removeFirst()
       if state.events.isEmpty {
@@ -321,6 +328,11 @@ final class FakeStore: XenStore {
         }
       }
     }
+  }
+  fileprivate func end() {
+    state.withLock { $0.isGone = true }
+    var one: UInt64 = 1
+    _ = Glibc.write(counter, &one, 8)
   }
   private func add(_ event: XenStoreWatchEvent, _ state: inout State) {
     state.events.append(event)
