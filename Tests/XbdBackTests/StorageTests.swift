@@ -111,6 +111,25 @@ func forget(_ storage: any Storage, at offset: UInt64, _ count: UInt64) -> Stora
     #expect(throws: StorageError.self) { try FileStorage(path: path) }
   }
 
+  @Test func anImageThatIsReleasedInTimeIsNotRefused() throws {
+    let scratch = try ScratchDirectory()
+    let path = scratch.file("disk")
+    try makeImage(path, byteCount: 1 << 20)
+    var first: FileStorage? = try FileStorage(path: path)
+    let released = Mutex(false)
+    let thread = try DedicatedThread(name: "releases") { [storage = consume first] in
+      usleep(100_000)
+      released.withLock { $0 = true }
+      withExtendedLifetime(storage) {}
+    }
+    first = nil
+    #expect(throws: Never.self) {
+      _ = try FileStorage(path: path, options: StorageOptions(lockPatience: 60_000))
+    }
+    #expect(released.withLock { $0 })
+    thread.join()
+  }
+
   @Test func aSizeThatIsNoWholeNumberOfSectorsIsRefused() throws {
     let scratch = try ScratchDirectory()
     let path = scratch.file("disk")

@@ -163,6 +163,12 @@ public final class Backend: @unchecked Sendable {
     removed.append(device)
   }
 
+  /// Takes note that xenstore is gone; under the control lock.
+  func becomeDeaf() {
+    isDeaf = true
+    control.signalAll()
+  }
+
   /// The devices that ended and were not reported; under the control lock.
   func takeRemoved() -> [BackendDevice] {
     let list = removed
@@ -199,8 +205,7 @@ public final class Backend: @unchecked Sendable {
       } catch {
         logger.error("the connection to xenstore is gone: \(error)")
         lost = error
-        isDeaf = true
-        control.signalAll()
+        becomeDeaf()
       }
       for device in devices.values.sorted(by: { $0.number < $1.number }) {
         if changed.contains(token(device, .directory)) { device.directoryChanged() }

@@ -327,6 +327,7 @@ public final class BackendDevice: @unchecked Sendable {
       try write(list, state)
     } catch {
       logger.error("cannot publish state \(state): \(error)")
+      if error.code == .disconnected { backend.becomeDeaf() }
     }
   }
 

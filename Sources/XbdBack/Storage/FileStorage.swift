@@ -45,7 +45,7 @@ public final class FileStorage: Storage {
     self.path = path
     sectorSize = options.sectorSize
     isReadOnly = options.readOnly
-    try Self.lock(file.raw, path, exclusive: !options.readOnly)
+    try Self.lock(file.raw, path, exclusive: !options.readOnly, milliseconds: options.lockPatience)
     if descriptor.created, let wanted = options.createByteCount, ftruncate(file.raw, off_t(wanted)) != 0 {
       let reason = Errno.current
       // SAFETY: a string that the call reads.
@@ -254,10 +254,17 @@ public final class FileStorage: Storage {
     return Opened(file: OwnedDescriptor(created), created: true)
   }
 
-  private static func lock(_ descriptor: Int32, _ path: String, exclusive: Bool) throws(StorageError) {
-    guard cxen_lock_whole_file(descriptor, exclusive ? 1 : 0) != 0 else { return }
-    let reason = Errno.current
-    guard reason == .resourceTemporarilyUnavailable || reason == .wouldBlock else {
+  private static func lock(
+    _ descriptor: Int32, _ path: String, exclusive: Bool, milliseconds: UInt64
+  ) throws(StorageError) {
+    let deadline = MonotonicClock.nanoseconds() &+ milliseconds &* 1_000_000
+    var reason = Errno.wouldBlock
+    repeat {
+      guard cxen_lock_whole_file(descriptor, exclusive ? 1 : 0) != 0 else { return }
+      reason = .current
+      if milliseconds > 0 { usleep(10_000) }
+    } while reason == .wouldBlock && MonotonicClock.nanoseconds() < deadline
+    guard reason == .wouldBlock else {
       throw StorageError(.system, "cannot lock the image \(path): \(reason)")
     }
     throw StorageError(

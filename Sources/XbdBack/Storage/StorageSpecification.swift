@@ -49,12 +49,18 @@ public struct StorageOptions: Sendable {
   public var createByteCount: UInt64?
   /// What the size must be a multiple of, in bytes.
   public var sectorSize: Int
+  /// How long an image may still be locked by another program before it is refused, in milliseconds: one that was killed
+  /// has its image until the system is done with it.
+  public var lockPatience: UInt64
 
-  /// Options; by themselves: for writing, nothing created, sectors of 512 bytes.
-  public init(readOnly: Bool = false, createByteCount: UInt64? = nil, sectorSize: Int = 512) {
+  /// Options; by themselves: for writing, nothing created, sectors of 512 bytes, no waiting.
+  public init(
+    readOnly: Bool = false, createByteCount: UInt64? = nil, sectorSize: Int = 512, lockPatience: UInt64 = 0
+  ) {
     self.readOnly = readOnly
     self.createByteCount = createByteCount
     self.sectorSize = sectorSize
+    self.lockPatience = lockPatience
   }
 
   /// Refuses a size that a disk cannot have.

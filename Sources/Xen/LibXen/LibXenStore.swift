@@ -75,9 +75,7 @@ public final class LibXenStore: XenStore {
   ) throws(XenError) -> Value {
     for _ in 0..<Self.transactionAttempts {
       let id = connection.startTransaction()
-      guard id != 0 else {
-        throw XenError(errno: .current, "cannot start a transaction in \(connection.name)")
-      }
+      guard id != 0 else { throw connection.failed("start a transaction") }
       let value: Value
       do {
         value = try body(LibXenStoreOperations(connection: connection, transaction: id))
@@ -86,9 +84,8 @@ public final class LibXenStore: XenStore {
         throw error
       }
       if connection.endTransaction(id, abort: false) { return value }
-      let failure = Errno.current
-      guard failure == .resourceTemporarilyUnavailable else {
-        throw XenError(errno: failure, "cannot commit a transaction in \(connection.name)")
+      guard Errno.current == .resourceTemporarilyUnavailable else {
+        throw connection.failed("commit a transaction")
       }
     }
     throw XenError(

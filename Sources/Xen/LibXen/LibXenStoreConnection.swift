@@ -111,12 +111,32 @@ internal import SystemPackage
     }
   }
 
-  func failed(_ verb: String, _ path: String) -> XenError {
+  /// Why the last call failed.
+  func failed(_ verb: String, _ path: String) -> XenError { failed("\(verb) \(path)") }
+
+  /// Why the last call failed.
+  ///
+  /// - Parameter what: was being done: "start a transaction".
+  func failed(_ what: String) -> XenError {
     let errno = Errno.current
     if errno == .noSpace {
       return XenError(
-        .limitReached, "cannot \(verb) \(path) in \(name): this domain's quota is used up", errno: errno)
+        .limitReached, "cannot \(what) in \(name): this domain's quota is used up", errno: errno)
     }
-    return XenError(errno: errno, "cannot \(verb) \(path) in \(name)")
+    if errno == .invalidArgument, isOver {
+      return XenError(
+        .disconnected, "cannot \(what): \(name) has closed the connection", errno: errno)
+    }
+    return XenError(errno: errno, "cannot \(what) in \(name)")
+  }
+
+  /// Whether there is no connection any more.
+  ///
+  /// The call that waits for its answer while that happens says EINVAL, as xenstored does of a path that it dislikes. The
+  /// next one cannot be sent.
+  private var isOver: Bool {
+    guard read(0, "domid") == nil else { return false }
+    let errno = Errno.current
+    return errno == .badFileDescriptor || errno == .brokenPipe
   }
 }

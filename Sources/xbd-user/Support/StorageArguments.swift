@@ -101,7 +101,7 @@ struct StorageArguments: ParsableArguments {
     return try kind.open(
       StorageOptions(
         readOnly: readOnly, createByteCount: try size.map { try ByteSize.parse($0) },
-        sectorSize: sectorSize ?? 512))
+        sectorSize: sectorSize ?? 512, lockPatience: 1000))
   }
 
   /// What the backend offers and how it behaves.
