@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 void xenloopback_log(const char *sentence) {
@@ -32,10 +32,9 @@ int xenloopback_map_again(void *pages, size_t length, void *place) {
 }
 
 int xenloopback_is_readable(uintptr_t address) {
-  char byte;
-  struct iovec here = {&byte, 1}, there = {(void *)address, 1};
+  // The cheapest call that reads memory: a set of signals, to do with it what does not exist. EFAULT comes before EINVAL.
   int saved = errno;
-  int refused = process_vm_readv(getpid(), &here, 1, &there, 1, 0) < 0 && errno == EFAULT;
+  int refused = syscall(SYS_rt_sigprocmask, ~0, address, NULL, 8) == -1 && errno == EFAULT;
   errno = saved;
   return !refused;
 }

@@ -19,7 +19,7 @@ int xenloopback_unsupported(const char *function);
 /// 0, or -1 with errno.
 int xenloopback_map_again(void *pages, size_t length, void *place);
 
-/// Whether this process can read the byte at an address; 1 as well when the kernel will not say.
+/// Whether this process can read the eight bytes at an address; 1 as well when the kernel will not say.
 int xenloopback_is_readable(uintptr_t address);
 
 #endif
