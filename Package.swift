@@ -78,7 +78,7 @@ let package = Package(
         "XenLoopback", "Xen", "Platform", "CXen", "CXenDropIn",
         .product(name: "SystemPackage", package: "swift-system"),
       ],
-      exclude: ["exports.map"], swiftSettings: strict,
+      exclude: ["exports.map"], swiftSettings: strictlySafe,
       linkerSettings: [
         .unsafeFlags([
           "-use-ld=lld", "-static-stdlib", "-Xlinker", "--gc-sections", "-Xlinker",

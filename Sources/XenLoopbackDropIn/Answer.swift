@@ -10,14 +10,23 @@ internal import SystemPackage
 internal import Xen
 
 /// Sets errno and returns what means failure; the last thing that a function does.
-func fail<Value>(_ code: Int32, _ value: Value) -> Value {
+@safe func fail<Value>(_ code: Int32, _ value: Value) -> Value {
   errno = code
   return value
 }
 
 /// Writes one line to stderr, in one call.
 func log(_ sentence: String) {
-  xenloopback_log(sentence)
+  // SAFETY: a string that the call reads.
+  unsafe xenloopback_log(sentence)
+}
+
+/// Says that a function does not exist on the loopback.
+///
+/// - Returns: -1, with ENOSYS in errno.
+func unsupported(_ function: String) -> Int32 {
+  // SAFETY: a string that the call reads.
+  unsafe xenloopback_unsupported(function)
 }
 
 /// The errno for a failure of the seam.

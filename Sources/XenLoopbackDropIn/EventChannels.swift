@@ -4,7 +4,6 @@
 // driver's. The descriptor waits or not in xenevtchn_pending as the program has set its O_NONBLOCK.
 
 internal import CXen
-internal import CXenDropIn
 internal import Glibc
 internal import Platform
 internal import Synchronization
@@ -34,7 +33,7 @@ private final class EventChannelHandle: LibraryHandle {
 public func xenevtchn_open(_ logger: OpaquePointer?, _ flags: UInt32) -> OpaquePointer? {
   guard flags & ~UInt32(XENEVTCHN_NO_CLOEXEC) == 0 else { return fail(EINVAL, nil) }
   return Membership.open("xenevtchn_open", isLogged: false) { domain throws(XenError) in
-    try EventChannelHandle(domain, closeOnExec: flags & UInt32(XENEVTCHN_NO_CLOEXEC) == 0).exported()
+    try EventChannelHandle(domain, closeOnExec: flags & UInt32(XENEVTCHN_NO_CLOEXEC) == 0)
   }
 }
 
@@ -43,7 +42,7 @@ public func xenevtchn_open(_ logger: OpaquePointer?, _ flags: UInt32) -> OpaqueP
 public func xenevtchn_fdopen(_ logger: OpaquePointer?, _ fd: Int32, _ open_flags: UInt32) -> OpaquePointer? {
   guard open_flags == 0 else { return fail(EINVAL, nil) }
   // The ports belong to a join, which does not outlive exec.
-  _ = xenloopback_unsupported("xenevtchn_fdopen")
+  _ = unsupported("xenevtchn_fdopen")
   return nil
 }
 
@@ -54,8 +53,8 @@ public func xenevtchn_close(_ xce: OpaquePointer?) -> Int32 { LibraryHandle.clos
 /// The descriptor that is readable while a port is pending.
 @c @implementation
 public func xenevtchn_fd(_ xce: OpaquePointer?) -> Int32 {
-  guard let xce else { return fail(EINVAL, -1) }
-  return EventChannelHandle.borrowed(xce).channels.fileDescriptor
+  guard let handle = EventChannelHandle.behind(xce) else { return fail(EINVAL, -1) }
+  return handle.channels.fileDescriptor
 }
 
 // MARK: ports
@@ -63,7 +62,9 @@ public func xenevtchn_fd(_ xce: OpaquePointer?) -> Int32 {
 /// Creates a port that another domain may bind to.
 @c @implementation
 public func xenevtchn_bind_unbound_port(_ xce: OpaquePointer?, _ domid: UInt32) -> Int32 {
-  bind(xce, domid) { channels, domain throws(XenError) in try channels.bindUnbound(remote: domain) }
+  bind(EventChannelHandle.behind(xce), domid) { channels, domain throws(XenError) in
+    try channels.bindUnbound(remote: domain)
+  }
 }
 
 /// Binds to another domain's port; the new port is pending at once.
@@ -71,7 +72,7 @@ public func xenevtchn_bind_unbound_port(_ xce: OpaquePointer?, _ domid: UInt32) 
 public func xenevtchn_bind_interdomain(
   _ xce: OpaquePointer?, _ domid: UInt32, _ remote_port: UInt32
 ) -> Int32 {
-  bind(xce, domid) { channels, domain throws(XenError) in
+  bind(EventChannelHandle.behind(xce), domid) { channels, domain throws(XenError) in
     try channels.bindInterdomain(remote: domain, port: EventChannelPort(remote_port))
   }
 }
@@ -79,15 +80,14 @@ public func xenevtchn_bind_interdomain(
 /// Refused with ENOSYS: nothing here raises virtual interrupts.
 @c @implementation
 public func xenevtchn_bind_virq(_ xce: OpaquePointer?, _ virq: UInt32) -> Int32 {
-  xenloopback_unsupported("xenevtchn_bind_virq")
+  unsupported("xenevtchn_bind_virq")
 }
 
 private func bind(
-  _ xce: OpaquePointer?, _ domid: UInt32,
+  _ handle: EventChannelHandle?, _ domid: UInt32,
   _ body: (any EventChannels, DomainID) throws(XenError) -> EventChannelPort
 ) -> Int32 {
-  guard let xce, let domain = UInt16(exactly: domid) else { return fail(EINVAL, -1) }
-  let handle = EventChannelHandle.borrowed(xce)
+  guard let handle, let domain = UInt16(exactly: domid) else { return fail(EINVAL, -1) }
   guard handle.permits(domain) else { return fail(EACCES, -1) }
   do throws(XenError) {
     return Int32(bitPattern: try body(handle.channels, DomainID(domain)).rawValue)
@@ -99,27 +99,23 @@ private func bind(
 /// Closes a port; -1 with ENOTCONN when the handle does not have it.
 @c @implementation
 public func xenevtchn_unbind(_ xce: OpaquePointer?, _ port: UInt32) -> Int32 {
-  guard let xce, port < Ports.count else { return fail(EINVAL, -1) }
-  return perform { () throws(XenError) in
-    try EventChannelHandle.borrowed(xce).channels.unbind(EventChannelPort(port))
-  }
+  guard let handle = EventChannelHandle.behind(xce), port < Ports.count else { return fail(EINVAL, -1) }
+  return perform { () throws(XenError) in try handle.channels.unbind(EventChannelPort(port)) }
 }
 
 /// Tells the other end; dropped with success when there is none.
 @c @implementation
 public func xenevtchn_notify(_ xce: OpaquePointer?, _ port: UInt32) -> Int32 {
-  guard let xce else { return fail(EINVAL, -1) }
-  return perform { () throws(XenError) in
-    try EventChannelHandle.borrowed(xce).channels.notify(EventChannelPort(port))
-  }
+  guard let handle = EventChannelHandle.behind(xce) else { return fail(EINVAL, -1) }
+  return perform { () throws(XenError) in try handle.channels.notify(EventChannelPort(port)) }
 }
 
 /// Lets a port deliver again.
 @c @implementation
 public func xenevtchn_unmask(_ xce: OpaquePointer?, _ port: UInt32) -> Int32 {
-  guard let xce else { return fail(EINVAL, -1) }
+  guard let handle = EventChannelHandle.behind(xce) else { return fail(EINVAL, -1) }
   // A write to the device, which passes over ports that the handle does not have.
-  try? EventChannelHandle.borrowed(xce).channels.unmask(EventChannelPort(port))
+  try? handle.channels.unmask(EventChannelPort(port))
   return 0
 }
 
@@ -143,8 +139,7 @@ private enum Ports {
 /// Takes a pending port and masks it; waits for one unless the descriptor is non-blocking.
 @c @implementation
 public func xenevtchn_pending(_ xce: OpaquePointer?) -> Int32 {
-  guard let xce else { return fail(EINVAL, -1) }
-  let channels = EventChannelHandle.borrowed(xce).channels
+  guard let channels = EventChannelHandle.behind(xce)?.channels else { return fail(EINVAL, -1) }
   let descriptor = channels.fileDescriptor
   while true {
     do throws(XenError) {
@@ -153,16 +148,24 @@ public func xenevtchn_pending(_ xce: OpaquePointer?) -> Int32 {
       return fail(number(error), -1)
     }
     if cxen_get_status_flags(descriptor) & cxen_O_NONBLOCK != 0 { return fail(EAGAIN, -1) }
-    var look = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
-    if poll(&look, 1, -1) < 0 { return fail(errno, -1) }
+    guard waitUntilReadable(descriptor) else { return fail(errno, -1) }
   }
+}
+
+/// Waits for as long as it takes.
+///
+/// - Returns: false with the reason in errno, a signal for one.
+private func waitUntilReadable(_ descriptor: Int32) -> Bool {
+  var look = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+  // SAFETY: one descriptor to look at, the local variable.
+  return unsafe poll(&look, 1, -1) >= 0
 }
 
 /// Confines a handle to channels with one domain, for good.
 @c @implementation
 public func xenevtchn_restrict(_ xce: OpaquePointer?, _ domid: UInt16) -> Int32 {
-  guard let xce else { return fail(EINVAL, -1) }
-  let code: Int32 = EventChannelHandle.borrowed(xce).restriction.withLock { restriction in
+  guard let handle = EventChannelHandle.behind(xce) else { return fail(EINVAL, -1) }
+  let code: Int32 = handle.restriction.withLock { restriction in
     if restriction != nil { return EACCES }
     if domid == 0 || domid >= DomainID.firstReserved.rawValue { return EINVAL }
     restriction = domid

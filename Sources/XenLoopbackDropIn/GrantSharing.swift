@@ -29,7 +29,7 @@ private let sharedPages = Mutex<[UInt: SharedPages]>([:])
 @c @implementation
 public func xengntshr_open(_ logger: OpaquePointer?, _ open_flags: UInt32) -> OpaquePointer? {
   Membership.open("xengntshr_open", isLogged: true) { domain throws(XenError) in
-    try GrantSharingHandle(domain).exported()
+    try GrantSharingHandle(domain)
   }
 }
 
@@ -40,8 +40,8 @@ public func xengntshr_close(_ xgs: OpaquePointer?) -> Int32 { LibraryHandle.clos
 /// A descriptor to call fcntl on.
 @c @implementation
 public func xengntshr_fd(_ xgs: OpaquePointer?) -> Int32 {
-  guard let xgs else { return fail(EINVAL, -1) }
-  return GrantSharingHandle.borrowed(xgs).descriptor.raw
+  guard let handle = GrantSharingHandle.behind(xgs) else { return fail(EINVAL, -1) }
+  return handle.descriptor.raw
 }
 
 /// Shares zeroed pages; NULL with ENOSPC past the domain's limit.
@@ -50,7 +50,7 @@ public func xengntshr_share_pages(
   _ xgs: OpaquePointer?, _ domid: UInt32, _ count: Int32, _ refs: UnsafeMutablePointer<UInt32>?,
   _ writable: Int32
 ) -> UnsafeMutableRawPointer? {
-  share(xgs, domid, count, refs, writable, nil)
+  share(GrantSharingHandle.behind(xgs), domid, CallerArray(refs, count: count), writable, nil)
 }
 
 /// Shares a page whose end clears a byte, notifies a port, or both.
@@ -59,24 +59,28 @@ public func xengntshr_share_page_notify(
   _ xgs: OpaquePointer?, _ domid: UInt32, _ ref: UnsafeMutablePointer<UInt32>?, _ writable: Int32,
   _ notify_offset: UInt32, _ notify_port: UInt32
 ) -> UnsafeMutableRawPointer? {
-  share(xgs, domid, 1, ref, writable, notification(notify_offset, notify_port))
+  share(
+    GrantSharingHandle.behind(xgs), domid, CallerArray(ref, count: 1), writable,
+    notification(notify_offset, notify_port))
 }
 
-private func share(
-  _ xgs: OpaquePointer?, _ domid: UInt32, _ count: Int32, _ refs: UnsafeMutablePointer<UInt32>?,
-  _ writable: Int32,
+/// - Parameter references: as many as pages; becomes theirs.
+@safe private func share(
+  _ handle: GrantSharingHandle?, _ domid: UInt32, _ references: CallerArray<UInt32>?, _ writable: Int32,
   _ notification: UnmapNotification?
 ) -> UnsafeMutableRawPointer? {
-  guard let xgs, let refs, count > 0, let number = UInt16(exactly: domid) else { return fail(EINVAL, nil) }
+  guard let handle, let references, let domain = UInt16(exactly: domid) else { return fail(EINVAL, nil) }
   do throws(XenError) {
-    let pages = try GrantSharingHandle.borrowed(xgs).sharing.share(
-      pages: Int(count), with: DomainID(number), writable: writable != 0, notification: notification)
-    for (index, reference) in pages.references.enumerated() { refs[index] = reference.rawValue }
-    sharedPages.withLock { $0[UInt(bitPattern: pages.baseAddress)] = pages }
-    return pages.baseAddress
+    let pages = try handle.sharing.share(
+      pages: references.count, with: DomainID(domain), writable: writable != 0, notification: notification)
+    for (index, reference) in pages.references.enumerated() { references[index] = reference.rawValue }
+    // SAFETY: the program's from here on, which uses the pages until it unshares them; `sharedPages` keeps them as long.
+    let address = unsafe pages.baseAddress
+    sharedPages.withLock { $0[UInt(bitPattern: address)] = pages }
+    return unsafe address
   } catch {
     log("xengntshr_share_pages: \(error.message)")
-    return fail(XenLoopbackDropIn.number(error), nil)
+    return fail(number(error), nil)
   }
 }
 

@@ -7,32 +7,86 @@ public import CXen
 internal import Glibc
 internal import Platform
 internal import Synchronization
+internal import SystemPackage
 internal import Xen
 internal import XenLoopback
 
 /// An xengnttab_handle.
 private final class GrantTableHandle: LibraryHandle {
-  let mapping: any GrantMapping
+  /// How many pages gntdev maps for one request (its parameter `limit`).
+  static let mappingLimit = 65_536
+
+  private let mapping: any GrantMapping
   let descriptor: OwnedDescriptor
-  /// Mappings of several domains' pages: their parts, by the address that the program knows.
-  let mixed = Mutex<[UInt: [MixedMapping.Part]]>([:])
+  /// Mappings of several domains' pages, by the address that the program knows.
+  private let mixed = Mutex<[UInt: MixedMapping]>([:])
 
   init(_ domain: LoopbackDomain) throws(XenError) {
     descriptor = OwnedDescriptor(try placeholderDescriptor())
     mapping = try domain.openGrantMapping()
   }
 
-  deinit {
-    let left = mixed.withLock { $0 }
-    for (address, parts) in left { MixedMapping.unmap(address, parts, mapping) }
+  /// Maps pages of one domain.
+  @safe func map(
+    _ references: Span<GrantRef>, of domain: DomainID, writable: Bool, _ notification: UnmapNotification?
+  ) throws(XenError) -> UnsafeMutableRawPointer {
+    // SAFETY: the program's from here on, until it unmaps the pages.
+    guard let notification else { return try unsafe mapping.map(references, of: domain, writable: writable) }
+    return try unsafe mapping.map(references[0], of: domain, writable: writable, notification: notification)
+  }
+
+  /// Maps pages of several domains.
+  @safe func map(
+    _ references: CallerArray<UInt32>, of domains: CallerArray<UInt32>, writable: Bool
+  ) throws(XenError) -> UnsafeMutableRawPointer {
+    let pages = try MixedMapping.map(references, of: domains, writable: writable, mapping)
+    let address = pages.window.address
+    mixed.withLock { $0[UInt(bitPattern: address)] = pages }
+    // SAFETY: the program's from here on; the table keeps the pages until it unmaps them.
+    return unsafe address
+  }
+
+  /// Takes back what one `map` returned.
+  @safe func unmap(_ address: UnsafeMutableRawPointer?, count: Int) throws(XenError) {
+    // The pages end with the last reference, which must not be inside the lock.
+    let pages = mixed.withLock { mixed -> MixedMapping? in
+      let key = UInt(bitPattern: address)
+      guard let pages = mixed[key], pages.window.pageCount == count else { return nil }
+      mixed[key] = nil
+      return pages
+    }
+    guard pages == nil else { return }
+    // SAFETY: that it uses the pages no more is what the program says with this call.
+    guard let address = unsafe address else { throw XenError(.invalid, "nothing is mapped at address 0") }
+    try unsafe mapping.unmap(address, count: count)
+  }
+
+  /// Copies all segments, each with its own outcome.
+  ///
+  /// - Throws: what the driver says to the call as a whole; some segments may have been copied then, as there.
+  func copy(_ segments: inout CallerSegments) throws(Errno) {
+    for index in 0..<segments.count {
+      guard let segment = try segments.segment(index) else {
+        // Nothing to copy: done at once, and nothing of it looked at.
+        segments.setStatus(.okay, index)
+        continue
+      }
+      do throws(XenError) {
+        var one = CollectionOfOne(segment)
+        var span = one.mutableSpan
+        try mapping.copy(&span)
+        segments.setStatus(one[0].status, index)
+      } catch {
+        throw Errno(rawValue: number(error))
+      }
+    }
   }
 }
 
 /// Opens the mapping side of grants; NULL with ENOENT when no host is named.
 @c @implementation
 public func xengnttab_open(_ logger: OpaquePointer?, _ open_flags: UInt32) -> OpaquePointer? {
-  Membership.open("xengnttab_open", isLogged: true) { domain throws(XenError) in
-    try GrantTableHandle(domain).exported()
+  Membership.open("xengnttab_open", isLogged: true) { domain throws(XenError) in try GrantTableHandle(domain)
   }
 }
 
@@ -43,8 +97,8 @@ public func xengnttab_close(_ xgt: OpaquePointer?) -> Int32 { LibraryHandle.clos
 /// A descriptor to call fcntl on.
 @c @implementation
 public func xengnttab_fd(_ xgt: OpaquePointer?) -> Int32 {
-  guard let xgt else { return fail(EINVAL, -1) }
-  return GrantTableHandle.borrowed(xgt).descriptor.raw
+  guard let handle = GrantTableHandle.behind(xgt) else { return fail(EINVAL, -1) }
+  return handle.descriptor.raw
 }
 
 // MARK: mapping
@@ -54,7 +108,8 @@ public func xengnttab_fd(_ xgt: OpaquePointer?) -> Int32 {
 public func xengnttab_map_grant_ref(
   _ xgt: OpaquePointer?, _ domid: UInt32, _ ref: UInt32, _ prot: Int32
 ) -> UnsafeMutableRawPointer? {
-  withUnsafePointer(to: ref) { map(xgt, 1, domid, $0, prot, nil) }
+  let one = CollectionOfOne(GrantRef(ref))
+  return map(GrantTableHandle.behind(xgt), one.span, domid, prot, nil)
 }
 
 /// Maps pages of one domain next to each other, all of them or none.
@@ -63,7 +118,10 @@ public func xengnttab_map_domain_grant_refs(
   _ xgt: OpaquePointer?, _ count: UInt32, _ domid: UInt32, _ refs: UnsafeMutablePointer<UInt32>?,
   _ prot: Int32
 ) -> UnsafeMutableRawPointer? {
-  map(xgt, count, domid, refs, prot, nil)
+  guard let references = CallerArray(refs, count: count, limit: GrantTableHandle.mappingLimit) else {
+    return fail(EINVAL, nil)
+  }
+  return references.withReferences { map(GrantTableHandle.behind(xgt), $0, domid, prot, nil) }
 }
 
 /// Maps pages of several domains next to each other, all of them or none.
@@ -72,16 +130,15 @@ public func xengnttab_map_grant_refs(
   _ xgt: OpaquePointer?, _ count: UInt32, _ domids: UnsafeMutablePointer<UInt32>?,
   _ refs: UnsafeMutablePointer<UInt32>?, _ prot: Int32
 ) -> UnsafeMutableRawPointer? {
-  guard let xgt, let domids, let refs, count > 0 else { return fail(EINVAL, nil) }
-  let domains = UnsafeBufferPointer(start: domids, count: Int(count))
-  if domains.allSatisfy({ $0 == domids[0] }) { return map(xgt, count, domids[0], refs, prot, nil) }
-  let handle = GrantTableHandle.borrowed(xgt)
+  guard let handle = GrantTableHandle.behind(xgt),
+    let domains = CallerArray(domids, count: count, limit: GrantTableHandle.mappingLimit),
+    let references = CallerArray(refs, count: count, limit: GrantTableHandle.mappingLimit)
+  else { return fail(EINVAL, nil) }
+  if (1..<domains.count).allSatisfy({ domains[$0] == domains[0] }) {
+    return references.withReferences { map(handle, $0, domains[0], prot, nil) }
+  }
   return answer("xengnttab_map_grant_refs") { () throws(XenError) in
-    let (address, parts) = try MixedMapping.map(
-      UnsafeBufferPointer(start: refs, count: Int(count)), of: domains, writable: prot & PROT_WRITE != 0,
-      handle.mapping)
-    handle.mixed.withLock { $0[UInt(bitPattern: address)] = parts }
-    return address
+    try handle.map(references, of: domains, writable: prot & PROT_WRITE != 0)
   }
 }
 
@@ -91,7 +148,8 @@ public func xengnttab_map_grant_ref_notify(
   _ xgt: OpaquePointer?, _ domid: UInt32, _ ref: UInt32, _ prot: Int32, _ notify_offset: UInt32,
   _ notify_port: UInt32
 ) -> UnsafeMutableRawPointer? {
-  withUnsafePointer(to: ref) { map(xgt, 1, domid, $0, prot, notification(notify_offset, notify_port)) }
+  let one = CollectionOfOne(GrantRef(ref))
+  return map(GrantTableHandle.behind(xgt), one.span, domid, prot, notification(notify_offset, notify_port))
 }
 
 /// The library's two numbers: an offset past the page and a port of all ones mean none.
@@ -101,30 +159,22 @@ func notification(_ offset: UInt32, _ port: UInt32) -> UnmapNotification? {
   return UnmapNotification(clearByteAt: clear, notify: port == .max ? nil : EventChannelPort(port))
 }
 
-private func map(
-  _ xgt: OpaquePointer?, _ count: UInt32, _ domid: UInt32, _ refs: UnsafePointer<UInt32>?, _ prot: Int32,
+@safe private func map(
+  _ handle: GrantTableHandle?, _ references: Span<GrantRef>, _ domid: UInt32, _ prot: Int32,
   _ notification: UnmapNotification?
 ) -> UnsafeMutableRawPointer? {
-  guard let xgt, let refs, count > 0, let number = UInt16(exactly: domid) else { return fail(EINVAL, nil) }
-  let handle = GrantTableHandle.borrowed(xgt)
-  let writable = prot & PROT_WRITE != 0
-  // SAFETY: a GrantRef is one UInt32.
-  let references = UnsafeBufferPointer(
-    start: UnsafeRawPointer(refs).assumingMemoryBound(to: GrantRef.self), count: Int(count))
+  guard let handle, let domain = UInt16(exactly: domid) else { return fail(EINVAL, nil) }
   return answer("xengnttab_map") { () throws(XenError) in
-    if let notification {
-      return try handle.mapping.map(
-        references[0], of: DomainID(number), writable: writable, notification: notification)
-    }
-    return try handle.mapping.map(references.span, of: DomainID(number), writable: writable)
+    try handle.map(references, of: DomainID(domain), writable: prot & PROT_WRITE != 0, notification)
   }
 }
 
-private func answer(
+@safe private func answer(
   _ what: String, _ body: () throws(XenError) -> UnsafeMutableRawPointer
 ) -> UnsafeMutableRawPointer? {
   do throws(XenError) {
-    return try body()
+    // SAFETY: the address that `body` gives to the program.
+    return try unsafe body()
   } catch {
     log("\(what): \(error.message)")
     // The maptrack's end too: the driver has one word for whatever the hypervisor refuses.
@@ -137,20 +187,9 @@ private func answer(
 public func xengnttab_unmap(
   _ xgt: OpaquePointer?, _ start_address: UnsafeMutableRawPointer?, _ count: UInt32
 ) -> Int32 {
-  guard let xgt, let start_address else { return fail(EINVAL, -1) }
-  let handle = GrantTableHandle.borrowed(xgt)
-  let key = UInt(bitPattern: start_address)
-  let parts = handle.mixed.withLock { mixed -> [MixedMapping.Part]? in
-    guard let parts = mixed[key], parts.reduce(0, { $0 + $1.count }) == Int(count) else { return nil }
-    mixed[key] = nil
-    return parts
-  }
-  if let parts {
-    MixedMapping.unmap(key, parts, handle.mapping)
-    return 0
-  }
+  guard let handle = GrantTableHandle.behind(xgt) else { return fail(EINVAL, -1) }
   do throws(XenError) {
-    try handle.mapping.unmap(start_address, count: Int(count))
+    try handle.unmap(start_address, count: Int(count))
     return 0
   } catch {
     return fail(number(error), -1)
@@ -161,60 +200,23 @@ public func xengnttab_unmap(
 @c @implementation
 public func xengnttab_set_max_grants(_ xgt: OpaquePointer?, _ nr_grants: UInt32) -> Int32 {
   // Linux has had no such limit since 2010, and the library says so with success.
-  xgt == nil ? fail(EINVAL, -1) : 0
+  GrantTableHandle.behind(xgt) == nil ? fail(EINVAL, -1) : 0
 }
 
 // MARK: copying
 
-/// Copies segments, each with its own outcome; -1 with EINVAL for one that no driver would take.
+/// Copies segments, each with its own outcome; -1 with EINVAL or EFAULT for one that no driver would take.
 @c @implementation
 public func xengnttab_grant_copy(
   _ xgt: OpaquePointer?, _ count: UInt32, _ segs: UnsafeMutablePointer<xengnttab_grant_copy_segment_t>?
 ) -> Int32 {
-  guard let xgt else { return fail(EINVAL, -1) }
-  guard let segs, count > 0 else { return 0 }
-  let raw = UnsafeMutableBufferPointer(start: segs, count: Int(count))
-  // gntdev refuses the call for these; anything else is a segment's own affair.
-  for segment in raw {
-    let (from, to) = (segment.flags & UInt16(GNTCOPY_source_gref), segment.flags & UInt16(GNTCOPY_dest_gref))
-    if from | to == 0 || from != 0 && crosses(segment.source, segment.len)
-      || to != 0 && crosses(segment.dest, segment.len)
-    {
-      return fail(EINVAL, -1)
-    }
+  guard let handle = GrantTableHandle.behind(xgt) else { return fail(EINVAL, -1) }
+  guard count > 0 else { return 0 }
+  guard var segments = CallerSegments(segs, count: count) else { return fail(EFAULT, -1) }
+  do throws(Errno) {
+    try handle.copy(&segments)
+    return 0
+  } catch {
+    return fail(error.rawValue, -1)
   }
-  let mapping = GrantTableHandle.borrowed(xgt).mapping
-  let failure: XenError? = withUnsafeTemporaryAllocation(of: GrantCopySegment.self, capacity: raw.count) {
-    segments in
-    for (index, segment) in raw.enumerated() {
-      segments.initializeElement(
-        at: index,
-        to: GrantCopySegment(
-          source: place(segment.source, segment.flags & UInt16(GNTCOPY_source_gref) != 0),
-          destination: place(segment.dest, segment.flags & UInt16(GNTCOPY_dest_gref) != 0),
-          byteCount: segment.len))
-    }
-    do throws(XenError) {
-      var span = segments.mutableSpan
-      try mapping.copy(&span)
-    } catch {
-      return error
-    }
-    for index in raw.indices { raw[index].status = segments[index].status.rawValue }
-    return nil
-  }
-  if let failure { return fail(number(failure), -1) }
-  return 0
-}
-
-private func crosses(_ end: xengnttab_copy_ptr, _ length: UInt16) -> Bool {
-  Int(end.foreign.offset) + Int(length) > Page.size
-}
-
-private func place(_ end: xengnttab_copy_ptr, _ isGranted: Bool) -> GrantCopySegment.Place {
-  if isGranted {
-    return .granted(GrantRef(end.foreign.ref), DomainID(end.foreign.domid), offset: end.foreign.offset)
-  }
-  // A missing address faults when it is used, as the driver's would.
-  return .local(end.virt ?? UnsafeMutableRawPointer(bitPattern: 1).unsafelyUnwrapped)
 }

@@ -23,16 +23,16 @@ enum Membership {
   /// A join whose host has gone is replaced once. A child that was forked joins anew: its parent's connection is
   /// not its own.
   ///
-  /// - Returns: nil after errno was set and the reason logged, if it is to be.
-  static func open<Handle>(
-    _ what: String, isLogged: Bool, _ body: (LoopbackDomain) throws(XenError) -> Handle
-  ) -> Handle? {
+  /// - Returns: the handle that `body` makes, as C gets it; nil after errno was set and the reason logged, if it is to be.
+  @safe static func open(
+    _ what: String, isLogged: Bool, _ body: (LoopbackDomain) throws(XenError) -> LibraryHandle
+  ) -> OpaquePointer? {
     do throws(XenError) {
       do throws(XenError) {
-        return try body(domain(fresh: false))
+        return try body(domain(fresh: false)).exported()
       } catch {
         guard error.code == .disconnected else { throw error }
-        return try body(domain(fresh: true))
+        return try body(domain(fresh: true)).exported()
       }
     } catch {
       if isLogged { log("\(what): \(error.message)") }
@@ -63,47 +63,29 @@ enum Membership {
   }
 
   private static func join() throws(XenError) -> LoopbackDomain {
-    guard let directory = getenv("XBD_LOOPBACK").map({ String(cString: $0) }), !directory.isEmpty else {
+    guard let directory = variable("XBD_LOOPBACK"), !directory.isEmpty else {
       throw XenError(
         .notFound,
         "XBD_LOOPBACK does not name a loopback host's directory; start with `xbd-user loopback exec`")
     }
-    let text = getenv("XBD_LOOPBACK_DOMAIN").map { String(cString: $0) } ?? "0"
+    let text = variable("XBD_LOOPBACK_DOMAIN") ?? "0"
     guard let number = UInt16(text), number < DomainID.firstReserved.rawValue else {
       throw XenError(
         .invalid, "XBD_LOOPBACK_DOMAIN is \"\(text)\"; it has to be a domain's number, 0 to 32751")
     }
     return try LoopbackDomain(joining: directory, domain: DomainID(number))
   }
-}
 
-/// What is behind a library's handle, kept alive by the pointer that the program has.
-class LibraryHandle {
-  /// Who opened it; a forked child lets go of its parent's handle without a word to the host.
-  private let process = getpid()
-
-  /// Gives the handle to C.
-  final func exported() -> OpaquePointer {
-    OpaquePointer(Unmanaged.passRetained(self).toOpaque())
-  }
-
-  /// Takes the handle back from C; what it holds is given back with the last reference.
-  static func close(_ pointer: OpaquePointer?) -> Int32 {
-    guard let pointer else { return 0 }
-    let handle = Unmanaged<LibraryHandle>.fromOpaque(UnsafeRawPointer(pointer))
-    if handle._withUnsafeGuaranteedRef({ $0.process }) == getpid() { handle.release() }
-    return 0
-  }
-
-  /// The handle behind a pointer that C has.
-  static func borrowed(_ pointer: OpaquePointer) -> Self {
-    Unmanaged<Self>.fromOpaque(UnsafeRawPointer(pointer)).takeUnretainedValue()
+  private static func variable(_ name: String) -> String? {
+    // SAFETY: copied at once. A program that changes its environment in another thread meanwhile breaks C's rule, not ours.
+    unsafe getenv(name).map { unsafe String(cString: $0) }
   }
 }
 
 /// A descriptor for handles that need none: the libraries promise one to call fcntl on.
 func placeholderDescriptor() throws(XenError) -> Int32 {
-  let descriptor = Glibc.open("/dev/null", O_RDWR | O_CLOEXEC)
+  // SAFETY: a string that the call reads.
+  let descriptor = unsafe Glibc.open("/dev/null", O_RDWR | O_CLOEXEC)
   guard descriptor >= 0 else { throw XenError(.limitReached, "no descriptor is left in this process") }
   return descriptor
 }

@@ -4,7 +4,6 @@
 // libxenevtchn are in CXenDropIn.
 
 internal import CXen
-internal import CXenDropIn
 
 /// Refused with ENOSYS.
 @c @implementation
@@ -12,7 +11,7 @@ public func xengnttab_dmabuf_exp_from_refs(
   _ xgt: OpaquePointer?, _ domid: UInt32, _ flags: UInt32, _ count: UInt32, _ refs: UnsafePointer<UInt32>?,
   _ fd: UnsafeMutablePointer<UInt32>?
 ) -> Int32 {
-  xenloopback_unsupported("xengnttab_dmabuf_exp_from_refs")
+  unsupported("xengnttab_dmabuf_exp_from_refs")
 }
 
 /// Refused with ENOSYS.
@@ -20,7 +19,7 @@ public func xengnttab_dmabuf_exp_from_refs(
 public func xengnttab_dmabuf_exp_wait_released(
   _ xgt: OpaquePointer?, _ fd: UInt32, _ wait_to_ms: UInt32
 ) -> Int32 {
-  xenloopback_unsupported("xengnttab_dmabuf_exp_wait_released")
+  unsupported("xengnttab_dmabuf_exp_wait_released")
 }
 
 /// Refused with ENOSYS.
@@ -28,11 +27,11 @@ public func xengnttab_dmabuf_exp_wait_released(
 public func xengnttab_dmabuf_imp_to_refs(
   _ xgt: OpaquePointer?, _ domid: UInt32, _ fd: UInt32, _ count: UInt32, _ refs: UnsafeMutablePointer<UInt32>?
 ) -> Int32 {
-  xenloopback_unsupported("xengnttab_dmabuf_imp_to_refs")
+  unsupported("xengnttab_dmabuf_imp_to_refs")
 }
 
 /// Refused with ENOSYS.
 @c @implementation
 public func xengnttab_dmabuf_imp_release(_ xgt: OpaquePointer?, _ fd: UInt32) -> Int32 {
-  xenloopback_unsupported("xengnttab_dmabuf_imp_release")
+  unsupported("xengnttab_dmabuf_imp_release")
 }

@@ -45,6 +45,13 @@ enum DropInCasting: CaseIterable, Sendable {
     #expect(outcome.output.contains(" checks, 0 failed"), "\(outcome.output)")
   }
 
+  @Test func whatACallerGetsWrongIsAnErrnoAndEndsNoProcess() throws {
+    let machine = try Machine(pageLimit: 64)
+    let outcome = try run([Built.directory + "/xen-walk", "misuse"], environment: machine.environment(1))
+    #expect(outcome.status == 0, "\(outcome.output)")
+    #expect(outcome.output.contains("6 checks, 0 failed"), "\(outcome.output)")
+  }
+
   @Test func withoutAHostOpeningFailsWithOneLine() throws {
     let machine = try Machine()
     var environment = machine.environment(1)

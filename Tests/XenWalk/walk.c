@@ -7,8 +7,10 @@
 //
 //   xen-walk          all checks; ends with "N checks, M failed"
 //   xen-walk open     that opening fails with ENOENT, for want of a host
+//   xen-walk misuse   that NULL and numbers without sense are an errno, each group in a process of its own
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -158,6 +160,34 @@ static void copying(xengntshr_handle *xgs, xengnttab_handle *xgt) {
   CHECK(xengntshr_unshare(xgs, constant, 1) == 0);
 }
 
+// Of several domains in one call, the pages of one that follow each other need not do so in its grant table.
+static void not_neighbours(xengntshr_handle *xgs, xengnttab_handle *xgt, uint32_t theirs) {
+  uint32_t own[4], refs[8], domids[8];
+  unsigned char *pages = xengntshr_share_pages(xgs, SELF, 4, own, 1);
+  CHECK(pages != NULL);
+  if (!pages) return;
+  for (int i = 0; i < 4; i++) pages[i * PAGE] = (unsigned char)(i + 1);
+  // Apart, in step, the other domain's, backwards, and the same page twice.
+  const int order[8] = {0, 2, 3, -1, 3, 1, 1, 0};
+  for (int i = 0; i < 8; i++) {
+    refs[i] = order[i] < 0 ? theirs : own[order[i]];
+    domids[i] = order[i] < 0 ? OTHER : SELF;
+  }
+  unsigned char *mapped = xengnttab_map_grant_refs(xgt, 8, domids, refs, PROT_READ | PROT_WRITE);
+  CHECK(mapped != NULL);
+  for (int i = 0; mapped && i < 8; i++) {
+    CHECK(order[i] < 0 ? !strcmp((char *)mapped + i * PAGE, "domain 2") : mapped[i * PAGE] == order[i] + 1);
+  }
+  if (mapped) {
+    mapped[PAGE] = 33;
+    mapped[7 * PAGE] = 11;
+    CHECK(pages[0] == 11 && pages[PAGE] == 2 && pages[2 * PAGE] == 33 && pages[3 * PAGE] == 4);
+  }
+  CHECK(xengnttab_unmap(xgt, mapped, 8) == 0);
+  FAILS(xengnttab_unmap(xgt, mapped, 8), EINVAL);
+  CHECK(xengntshr_unshare(xgs, pages, 4) == 0);
+}
+
 // A forked child has nothing of its parent's handles; it opens its own, here as another domain.
 static void across_domains(xengntshr_handle *xgs, xengnttab_handle *xgt, xenevtchn_handle *xce) {
   int up[2], down[2];
@@ -181,6 +211,7 @@ static void across_domains(xengntshr_handle *xgs, xengnttab_handle *xgt, xenevtc
   char *page = xengntshr_share_pages(xgs, SELF, 1, &ours, 1);
   CHECK(page != NULL);
   if (page) strcpy(page, "here");
+  not_neighbours(xgs, xgt, theirs);
   uint32_t refs[3] = {theirs, ours, theirs}, domids[3] = {OTHER, SELF, OTHER};
   char *mapped = xengnttab_map_grant_refs(xgt, 3, domids, refs, PROT_READ | PROT_WRITE);
   CHECK(mapped && !strcmp(mapped, "domain 2") && !strcmp(mapped + PAGE, "here") &&
@@ -293,11 +324,220 @@ static void notifications(xengntshr_handle *xgs, xengnttab_handle *xgt, xenevtch
   CHECK(xengntshr_unshare(xgs, page, 1) == 0);
 }
 
+// MARK: misuse
+
+struct handles {
+  xengntshr_handle *xgs;
+  xengnttab_handle *xgt;
+  xenevtchn_handle *xce;
+};
+
+// The last `length` bytes before memory that cannot be read.
+static void *before_the_end(size_t length) {
+  unsigned char *pages = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (pages == MAP_FAILED || mprotect(pages + PAGE, PAGE, PROT_NONE) != 0) _exit(9);
+  return pages + PAGE - length;
+}
+
+static void no_handles(struct handles h) {
+  uint32_t ref = 8, domid = SELF;
+  xengnttab_grant_copy_segment_t segment = {.flags = GNTCOPY_source_gref};
+  FAILS(xengnttab_fd(NULL), EINVAL);
+  FAILS_NULL(xengnttab_map_grant_ref(NULL, SELF, 8, PROT_READ), EINVAL);
+  FAILS_NULL(xengnttab_map_grant_refs(NULL, 1, &domid, &ref, PROT_READ), EINVAL);
+  FAILS_NULL(xengnttab_map_domain_grant_refs(NULL, 1, SELF, &ref, PROT_READ), EINVAL);
+  FAILS_NULL(xengnttab_map_grant_ref_notify(NULL, SELF, 8, PROT_READ, 0, -1), EINVAL);
+  FAILS(xengnttab_unmap(NULL, &ref, 1), EINVAL);
+  FAILS(xengnttab_set_max_grants(NULL, 1), EINVAL);
+  FAILS(xengnttab_grant_copy(NULL, 1, &segment), EINVAL);
+  FAILS(xengntshr_fd(NULL), EINVAL);
+  FAILS_NULL(xengntshr_share_pages(NULL, SELF, 1, &ref, 1), EINVAL);
+  FAILS_NULL(xengntshr_share_page_notify(NULL, SELF, &ref, 1, 0, -1), EINVAL);
+  FAILS(xengntshr_unshare(NULL, &ref, 1), EINVAL);
+  FAILS(xenevtchn_fd(NULL), EINVAL);
+  FAILS(xenevtchn_bind_unbound_port(NULL, SELF), EINVAL);
+  FAILS(xenevtchn_bind_interdomain(NULL, SELF, 1), EINVAL);
+  FAILS(xenevtchn_unbind(NULL, 1), EINVAL);
+  FAILS(xenevtchn_notify(NULL, 1), EINVAL);
+  FAILS(xenevtchn_unmask(NULL, 1), EINVAL);
+  FAILS(xenevtchn_pending(NULL), EINVAL);
+  FAILS(xenevtchn_restrict(NULL, 1), EINVAL);
+  // To C the two kinds of grant handle are one.
+  FAILS(xengnttab_fd(h.xgs), EINVAL);
+  FAILS_NULL(xengnttab_map_grant_ref(h.xgs, SELF, 8, PROT_READ), EINVAL);
+  FAILS_NULL(xengntshr_share_pages(h.xgt, SELF, 1, &ref, 1), EINVAL);
+}
+
+static void share_misused(struct handles h) {
+  uint32_t ref;
+  FAILS_NULL(xengntshr_share_pages(h.xgs, SELF, 1, NULL, 1), EINVAL);
+  FAILS_NULL(xengntshr_share_pages(h.xgs, SELF, -1, &ref, 1), EINVAL);
+  FAILS_NULL(xengntshr_share_pages(h.xgs, SELF, INT_MIN, &ref, 1), EINVAL);
+  FAILS_NULL(xengntshr_share_pages(h.xgs, SELF, INT_MAX, &ref, 1), ENOSPC);
+  FAILS_NULL(xengntshr_share_pages(h.xgs, UINT32_MAX, 1, &ref, 1), EINVAL);
+  FAILS_NULL(xengntshr_share_pages(h.xgs, 0x7FF0, 1, &ref, 1), EINVAL);
+  FAILS_NULL(xengntshr_share_page_notify(h.xgs, SELF, NULL, 1, -1, -1), EINVAL);
+  FAILS(xengntshr_unshare(h.xgs, NULL, 1), EINVAL);
+  unsigned char *page = xengntshr_share_page_notify(h.xgs, SELF, &ref, 1, UINT32_MAX - 1, -1);
+  CHECK(page != NULL);
+  FAILS(xengntshr_unshare(h.xgs, page, 0), EINVAL);
+  FAILS(xengntshr_unshare(h.xgs, page, UINT32_MAX), EINVAL);
+  CHECK(xengntshr_unshare(h.xgs, page, 1) == 0);
+}
+
+static void map_misused(struct handles h) {
+  const uint32_t counts[] = {0, 65537, 1u << 31, UINT32_MAX};
+  uint32_t *refs = before_the_end(2 * sizeof *refs), *domids = before_the_end(2 * sizeof *domids);
+  unsigned char *pages = xengntshr_share_pages(h.xgs, SELF, 2, refs, 1);
+  CHECK(pages != NULL);
+  for (int same = 0; same < 2; same++) {
+    domids[0] = SELF;
+    domids[1] = same ? SELF : OTHER;
+    for (unsigned i = 0; i < sizeof counts / sizeof *counts; i++) {
+      FAILS_NULL(xengnttab_map_domain_grant_refs(h.xgt, counts[i], SELF, refs, PROT_READ), EINVAL);
+      FAILS_NULL(xengnttab_map_grant_refs(h.xgt, counts[i], domids, refs, PROT_READ), EINVAL);
+    }
+  }
+  FAILS_NULL(xengnttab_map_domain_grant_refs(h.xgt, 2, SELF, NULL, PROT_READ), EINVAL);
+  FAILS_NULL(xengnttab_map_grant_refs(h.xgt, 2, NULL, refs, PROT_READ), EINVAL);
+  FAILS_NULL(xengnttab_map_grant_refs(h.xgt, 2, domids, NULL, PROT_READ), EINVAL);
+  domids[1] = UINT32_MAX;
+  FAILS_NULL(xengnttab_map_grant_refs(h.xgt, 2, domids, refs, PROT_READ), EINVAL);
+  FAILS_NULL(xengnttab_map_grant_ref(h.xgt, SELF, UINT32_MAX, PROT_READ), EINVAL);
+  FAILS_NULL(xengnttab_map_grant_ref(h.xgt, UINT32_MAX, refs[0], PROT_READ), EINVAL);
+  FAILS_NULL(xengnttab_map_grant_ref(h.xgt, 0x7FF0, refs[0], PROT_READ), EINVAL);
+  unsigned char *mapped =
+      xengnttab_map_grant_ref_notify(h.xgt, SELF, refs[0], PROT_READ | PROT_WRITE, UINT32_MAX - 1, -1);
+  CHECK(mapped != NULL);
+  FAILS(xengnttab_unmap(h.xgt, mapped, 0), EINVAL);
+  FAILS(xengnttab_unmap(h.xgt, mapped, UINT32_MAX), EINVAL);
+  CHECK(xengnttab_unmap(h.xgt, mapped, 1) == 0);
+  CHECK(xengnttab_set_max_grants(h.xgt, UINT32_MAX) == 0);
+  CHECK(xengntshr_unshare(h.xgs, pages, 2) == 0);
+}
+
+// What the driver says of addresses that nobody can have: EFAULT for the whole call.
+static void copy_without_addresses(struct handles h) {
+  uint32_t ref;
+  char here[8] = "here";
+  void *const nowhere[] = {NULL, (void *)16, (void *)(PAGE - 1), (void *)-1, (void *)(INTPTR_MIN)};
+  unsigned char *page = xengntshr_share_pages(h.xgs, SELF, 1, &ref, 1);
+  CHECK(page != NULL);
+  CHECK(xengnttab_grant_copy(h.xgt, 0, NULL) == 0);
+  FAILS(xengnttab_grant_copy(h.xgt, 1, NULL), EFAULT);
+  FAILS(xengnttab_grant_copy(h.xgt, UINT32_MAX, NULL), EFAULT);
+  for (unsigned i = 0; i < sizeof nowhere / sizeof *nowhere; i++) {
+    xengnttab_grant_copy_segment_t out = {
+        .source.foreign = {ref, 0, SELF}, .dest.virt = nowhere[i], .len = 4, .flags = GNTCOPY_source_gref};
+    xengnttab_grant_copy_segment_t in = {
+        .source.virt = nowhere[i], .dest.foreign = {ref, 0, SELF}, .len = 4, .flags = GNTCOPY_dest_gref};
+    FAILS(xengnttab_grant_copy(h.xgt, 1, &out), EFAULT);
+    FAILS(xengnttab_grant_copy(h.xgt, 1, &in), EFAULT);
+    // Nothing to copy is nowhere looked for.
+    in.len = out.len = 0;
+    in.status = out.status = 7;
+    CHECK(xengnttab_grant_copy(h.xgt, 1, &in) == 0 && in.status == GNTST_okay);
+    CHECK(xengnttab_grant_copy(h.xgt, 1, &out) == 0 && out.status == GNTST_okay);
+  }
+  // The driver takes the segments in their order: what is wrong first is said.
+  xengnttab_grant_copy_segment_t both[2] = {
+      {.source.virt = here, .dest.foreign = {ref, 4090, SELF}, .len = 8, .flags = GNTCOPY_dest_gref},
+      {.source.virt = NULL, .dest.foreign = {ref, 0, SELF}, .len = 4, .flags = GNTCOPY_dest_gref},
+  };
+  FAILS(xengnttab_grant_copy(h.xgt, 2, both), EINVAL);
+  both[0].dest.foreign.offset = 0;
+  FAILS(xengnttab_grant_copy(h.xgt, 2, both), EFAULT);
+  CHECK(xengnttab_grant_copy(h.xgt, 1, both) == 0 && both[0].status == GNTST_okay && !strcmp((char *)page, "here"));
+  CHECK(xengntshr_unshare(h.xgs, page, 1) == 0);
+}
+
+// More segments than there are: the driver meets the end of the memory, and says EFAULT.
+static void copy_past_the_end(struct handles h) {
+  uint32_t ref;
+  char here[8] = "here";
+  unsigned char *page = xengntshr_share_pages(h.xgs, SELF, 1, &ref, 1);
+  CHECK(page != NULL);
+  const uint32_t counts[] = {41, 1000, 1u << 31, UINT32_MAX};
+  for (size_t odd = 0; odd <= 8; odd += 8) {
+    xengnttab_grant_copy_segment_t *segments = before_the_end(40 * sizeof *segments + odd);
+    for (int i = 0; i < 40; i++) {
+      segments[i] = (xengnttab_grant_copy_segment_t){
+          .source.virt = here, .dest.foreign = {ref, 8 * i, SELF}, .len = 8, .flags = GNTCOPY_dest_gref, .status = 7};
+    }
+    memset(page, 0, PAGE);
+    for (unsigned i = 0; i < sizeof counts / sizeof *counts; i++) {
+      FAILS(xengnttab_grant_copy(h.xgt, counts[i], segments), EFAULT);
+    }
+    CHECK(xengnttab_grant_copy(h.xgt, 40, segments) == 0);
+    int done = 0;
+    for (int i = 0; i < 40; i++) done += segments[i].status == GNTST_okay && !strcmp((char *)page + 8 * i, "here");
+    CHECK(done == 40);
+  }
+  // An array may be longer than a page, and longer than what is taken at a time.
+  xengnttab_grant_copy_segment_t *many = calloc(500, sizeof *many);
+  char there[500] = "";
+  memset(page, 'x', PAGE);
+  for (int i = 0; many && i < 500; i++) {
+    many[i] = (xengnttab_grant_copy_segment_t){
+        .source.foreign = {i == 333 ? 30000 : ref, i, SELF}, .dest.virt = there + i, .len = 1,
+        .flags = GNTCOPY_source_gref, .status = 7};
+  }
+  CHECK(many && xengnttab_grant_copy(h.xgt, 500, many) == 0);
+  int done = 0;
+  for (int i = 0; many && i < 500; i++) done += many[i].status == GNTST_okay && there[i] == 'x';
+  CHECK(many && done == 499 && many[333].status == GNTST_bad_gntref && there[333] == 0);
+  free(many);
+  CHECK(xengntshr_unshare(h.xgs, page, 1) == 0);
+}
+
+static void events_misused(struct handles h) {
+  FAILS(xenevtchn_bind_unbound_port(h.xce, UINT32_MAX), EINVAL);
+  FAILS(xenevtchn_bind_interdomain(h.xce, UINT32_MAX, 1), EINVAL);
+  FAILS(xenevtchn_bind_interdomain(h.xce, SELF, 0), EINVAL);
+  FAILS(xenevtchn_bind_interdomain(h.xce, SELF, UINT32_MAX), EINVAL);
+  FAILS(xenevtchn_unbind(h.xce, UINT32_MAX), EINVAL);
+  FAILS(xenevtchn_notify(h.xce, 0), ENOTCONN);
+  FAILS(xenevtchn_notify(h.xce, UINT32_MAX), ENOTCONN);
+  CHECK(xenevtchn_unmask(h.xce, UINT32_MAX) == 0);
+  FAILS(xenevtchn_restrict(h.xce, 0x7FF0), EINVAL);
+  FAILS(xenevtchn_restrict(h.xce, UINT16_MAX), EINVAL);
+  FAILS_NULL(xenevtchn_open(NULL, UINT_MAX), EINVAL);
+  FAILS_NULL(xenevtchn_fdopen(NULL, -1, UINT_MAX), EINVAL);
+}
+
+// In a child, so that one that is killed does not hide the others.
+static void alone(void (*body)(struct handles), const char *name) {
+  fflush(stdout);
+  pid_t child = fork();
+  if (child == 0) {
+    failures = 0;
+    struct handles h = {xengntshr_open(NULL, 0), xengnttab_open(NULL, 0), xenevtchn_open(NULL, 0)};
+    CHECK(h.xgs && h.xgt && h.xce);
+    if (h.xgs && h.xgt && h.xce) {
+      body(h);
+      CHECK(xenevtchn_close(h.xce) == 0 && xengnttab_close(h.xgt) == 0 && xengntshr_close(h.xgs) == 0);
+    }
+    fflush(stdout);
+    _exit(failures ? 1 : 0);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  check(status == 0, __LINE__, name);
+  if (WIFSIGNALED(status)) printf("%s: killed by signal %d\n", name, WTERMSIG(status));
+}
+
 int main(int argc, char **argv) {
   if (argc > 1 && strcmp(argv[1], "open") == 0) {
     FAILS_NULL(xengntshr_open(NULL, 0), ENOENT);
     FAILS_NULL(xengnttab_open(NULL, 0), ENOENT);
     FAILS_NULL(xenevtchn_open(NULL, 0), ENOENT);
+  } else if (argc > 1 && strcmp(argv[1], "misuse") == 0) {
+    alone(no_handles, "no handles");
+    alone(share_misused, "sharing");
+    alone(map_misused, "mapping");
+    alone(copy_without_addresses, "copying without addresses");
+    alone(copy_past_the_end, "copying past the end");
+    alone(events_misused, "event channels");
   } else {
     xengntshr_handle *xgs = xengntshr_open(NULL, 0);
     xengnttab_handle *xgt = xengnttab_open(NULL, 0);
