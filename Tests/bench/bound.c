@@ -22,12 +22,13 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BUFFER = 4 << 20, LARGEST = 1 << 20, REQUEST = 28, REPLY = 16, BATCH = 500 };
-enum { OPTION_EXPORT_NAME = 1, OPTION_ABORT = 2, OPTION_INFO = 6, OPTION_GO = 7 };
+enum { BUFFER = 4 << 20, LARGEST = 1 << 20, REQUEST = 28, REPLY = 16, CHUNK = 28, BATCH = 500 };
+enum { OPTION_EXPORT_NAME = 1, OPTION_ABORT = 2, OPTION_INFO = 6, OPTION_GO = 7, OPTION_STRUCTURED_REPLY = 8 };
 enum { COMMAND_READ = 0, COMMAND_WRITE = 1, COMMAND_DISCONNECT = 2 };
 
 struct connection {
   int socket;
+  int structured;  // the client asked for it, as every server's client in the bench does: a read costs it two more receives
   size_t filled;
   char *buffer;
 };
@@ -58,7 +59,7 @@ static int answer_option(int s, uint32_t option, uint32_t type, const char *data
 }
 
 // Fixed newstyle, without anything that is not needed.
-static int shake_hands(int s) {
+static int shake_hands(int s, int *structured) {
   char text[4096];
   put64(text, 0x4e42444d41474943), put64(text + 8, 0x49484156454f5054), put16(text + 16, 3);
   if (send(s, text, 18, MSG_NOSIGNAL) != 18 || read_all(s, text, 4) < 0) return -1;
@@ -66,6 +67,11 @@ static int shake_hands(int s) {
     if (read_all(s, text, 16) < 0) return -1;
     uint32_t option = get32(text + 8), length = get32(text + 12);
     if (length > sizeof text || read_all(s, text, length) < 0 || option == OPTION_EXPORT_NAME) return -1;
+    if (option == OPTION_STRUCTURED_REPLY) {
+      *structured = 1;
+      if (answer_option(s, option, 1, "", 0) < 0) return -1;
+      continue;
+    }
     if (option != OPTION_GO && option != OPTION_INFO) {
       if (answer_option(s, option, option == OPTION_ABORT ? 1 : 0x80000001, "", 0) < 0) return -1;
       if (option == OPTION_ABORT) return -1;
@@ -93,7 +99,7 @@ static int send_all(int s, struct iovec *vectors, int count) {
 // One recv, one sendmsg; how many requests that were, or -1 when the client is gone.
 static int turn(struct connection *c) {
   static struct iovec vectors[2 * BATCH];
-  static char heads[BATCH][REPLY];
+  static char heads[BATCH][CHUNK];
   ssize_t got = recv(c->socket, c->buffer + c->filled, BUFFER - c->filled, MSG_DONTWAIT);
   if (got <= 0) return got < 0 && errno == EAGAIN ? 0 : -1;
   c->filled += (size_t)got;
@@ -107,8 +113,16 @@ static int turn(struct connection *c) {
     size_t whole = REQUEST + (command == COMMAND_WRITE ? length : 0);
     if (c->filled - at < whole) break;
     char *reply = heads[requests++];
-    put32(reply, 0x67446698), put32(reply + 4, 0), memcpy(reply + 8, head + 8, 8);
-    vectors[count++] = (struct iovec){reply, REPLY};
+    int chunk = c->structured && command == COMMAND_READ;
+    if (chunk) {
+      // The only one of its reply (DONE), OFFSET_DATA.
+      put32(reply, 0x668e33ef), put16(reply + 4, 1), put16(reply + 6, 1);
+      put32(reply + 16, 8 + length), memcpy(reply + 20, head + 16, 8);
+    } else {
+      put32(reply, 0x67446698), put32(reply + 4, 0);
+    }
+    memcpy(reply + 8, head + 8, 8);
+    vectors[count++] = (struct iovec){reply, chunk ? CHUNK : REPLY};
     if (command == COMMAND_READ) vectors[count++] = (struct iovec){zeroes, length};
     at += whole;
   }
@@ -126,7 +140,7 @@ static void welcome(int epoll, int listener) {
   int s = accept(listener, NULL, NULL);
   if (s < 0) return;
   struct connection *c = calloc(1, sizeof *c);
-  if (shake_hands(s) < 0 || !c || !(c->buffer = malloc(BUFFER))) {
+  if (!c || shake_hands(s, &c->structured) < 0 || !(c->buffer = malloc(BUFFER))) {
     free(c), close(s);
     return;
   }

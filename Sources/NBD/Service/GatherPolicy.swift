@@ -1,32 +1,54 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Whether to let requests pile up. A thread that sleeps on a socket is woken by the client's very next send, and it
-// is the client who pays for that: the call that wakes a thread costs several times what it costs without. A client
-// that keeps its processor busy is served faster by a thread that sleeps on a timer instead, and then finds many
-// requests at once. A client that waits for its replies is only held up. Which of the two it is cannot be seen from
-// here, so it is tried: for a moment now and then, and kept for as long as more requests come that way.
+// Whether to let requests pile up, and for how long. A thread that sleeps on a socket is woken by the client's very next
+// send, and it is the client who pays for that: the call that wakes a thread costs several times what it costs without.
+// A client that keeps its processor busy is served faster by a thread that sleeps on a timer instead, and then finds
+// many requests at once; the longer it sleeps the less its own turns cost a request, until the client has nothing more
+// to send and is only held up. Where that is cannot be seen from here, so it is tried: now and then the next longer or
+// shorter sleep, and kept if that serves the client better.
 
-/// Learns whether sleeping on a timer between turns brings more requests than sleeping on the sockets.
+/// Learns how long to sleep on a timer between turns, if at all.
 struct GatherPolicy {
-  /// How long the thread sleeps on the timer, in nanoseconds.
-  ///
-  /// Being woken takes about as long again.
-  static let sleepNanoseconds = 30_000
+  /// The ways to sleep: until something comes, or so many nanoseconds on a timer; being woken takes some 20 µs more.
+  private static let sleeps: InlineArray<4, Int> = [0, 20_000, 40_000, 80_000]
   /// How long a way of sleeping is watched before it is judged, in nanoseconds.
   private static let window: UInt64 = 8_000_000
-  /// Windows between two tries, at least and at most; every try that fails doubles the wait.
-  private static let soonest: UInt32 = 4
-  private static let latest: UInt32 = 128
+  /// Windows of a trial; the first of them ends it if it is much worse.
+  private static let trialWindows = 3
+  /// Windows between two trials, at least and at most; every trial that fails doubles the wait.
+  private static let soonest = 4
+  private static let latest = 128
 
-  /// The way that is thought better at this moment, and the one that is in use.
-  private var prefersTimer = false
-  private var usesTimer = false
-  private var windowStart: UInt64 = 0
-  private var windowRequests: UInt64 = 0
-  /// Requests per millisecond while the preferred way was in use, recent average, in 1/256.
-  private var preferredRate: UInt64 = 0
-  private var windowsUntilTry = Self.soonest
+  /// What is measured of a way of sleeping.
+  private struct Measure {
+    /// Requests in a nanosecond, and nanoseconds of this thread's processor time for each.
+    var rate = 0.0
+    var cost = 0.0
+
+    /// Four per cent more requests are worth as much as 15 % less time of this thread for each.
+    var score: Double { cost > 0 ? rate * rate * rate * rate / cost : 0 }
+
+    /// Goes a part of the way to a newer measure.
+    mutating func approach(_ newer: Measure, by part: Double) {
+      rate += (newer.rate - rate) * part
+      cost += (newer.cost - cost) * part
+    }
+  }
+
+  /// The way that is thought best at this moment, what it does, and the one that is in use.
+  private var preferred = 0
+  private var measure = Measure()
+  private var current = 0
+  private var trial = Measure()
+  private var trialLength = 0
+  /// Where the next trial goes.
+  private var goesUp = true
+  private var windowsUntilTrial = Self.soonest
   private var patience = Self.soonest
+
+  private var windowStart: UInt64 = 0
+  private var windowProcessorTime: UInt64 = 0
+  private var windowRequests: UInt64 = 0
 
   /// Takes note of requests that came in.
   @inline(__always)
@@ -37,36 +59,56 @@ struct GatherPolicy {
   /// - Parameters:
   ///   - now: in nanoseconds.
   ///   - isDeep: whether several requests came with each of the last turns; otherwise there is nothing to gather.
-  /// - Returns: whether to sleep on the timer first.
-  mutating func shouldGather(now: UInt64, isDeep: Bool) -> Bool {
+  ///   - processorTime: of this thread so far, in nanoseconds; asked for at the end of a window only.
+  /// - Returns: nanoseconds to sleep on the timer first; 0 for none.
+  mutating func sleep(now: UInt64, isDeep: Bool, processorTime: () -> UInt64) -> Int {
     let elapsed = now &- windowStart
     if elapsed >= Self.window {
-      // A gap in the load says nothing about either way.
-      if elapsed < 2 &* Self.window { judge(windowRequests &* 256_000_000 / elapsed) }
+      let total = processorTime()
+      // A gap in the load says nothing about any way.
+      if elapsed < 2 &* Self.window, windowRequests > 0 {
+        judge(
+          Measure(
+            rate: Double(windowRequests) / Double(elapsed),
+            cost: Double(total &- windowProcessorTime) / Double(windowRequests)))
+      }
       windowStart = now
+      windowProcessorTime = total
       windowRequests = 0
     }
-    return usesTimer && isDeep
+    return isDeep ? Self.sleeps[current] : 0
   }
 
-  private mutating func judge(_ rate: UInt64) {
-    if usesTimer == prefersTimer {
-      preferredRate = preferredRate == 0 ? rate : (preferredRate &* 3 &+ rate) / 4
-      windowsUntilTry &-= 1
-      if windowsUntilTry == 0 { usesTimer.toggle() }
+  private mutating func judge(_ window: Measure) {
+    guard current != preferred else {
+      if measure.rate == 0 { measure = window } else { measure.approach(window, by: 0.25) }
+      windowsUntilTrial -= 1
+      if windowsUntilTrial == 0 { beginTrial() }
       return
     }
-    // The timer has to earn its place: it makes each single request slower.
-    let isBetter =
-      usesTimer ? rate &* 100 > preferredRate &* 105 : rate &* 100 > preferredRate &* 98
+    trialLength += 1
+    trial.approach(window, by: 1 / Double(trialLength))
+    let isHopeless = trial.rate < measure.rate * 0.85
+    guard trialLength == Self.trialWindows || isHopeless else { return }
+    // A longer sleep has to earn its place: it makes each single request slower.
+    let isBetter = trial.score > measure.score * (current > preferred ? 1.15 : 1)
     if isBetter {
-      prefersTimer = usesTimer
-      preferredRate = rate
+      preferred = current
+      measure = trial
       patience = Self.soonest
     } else {
-      usesTimer = prefersTimer
-      patience = min(patience &* 2, Self.latest)
+      current = preferred
+      goesUp.toggle()
+      patience = min(patience * 2, Self.latest)
     }
-    windowsUntilTry = patience
+    windowsUntilTrial = patience
+  }
+
+  private mutating func beginTrial() {
+    if preferred == 0 { goesUp = true }
+    if preferred == Self.sleeps.count - 1 { goesUp = false }
+    current = preferred + (goesUp ? 1 : -1)
+    trial = Measure()
+    trialLength = 0
   }
 }

@@ -206,11 +206,10 @@ final class WorkerLoop {
     }
     guard target.armWakeup() else { return }
     let before = MonotonicClock.nanoseconds()
-    if !state.pointee.isStopping,
-      state.pointee.gather.shouldGather(now: before, isDeep: state.pointee.spin.isDeep)
-    {
+    let rest = restToGather(before)
+    if rest > 0 {
       counters.add(.gathers)
-      var time = timespec(tv_sec: 0, tv_nsec: GatherPolicy.sleepNanoseconds)
+      var time = timespec(tv_sec: 0, tv_nsec: rest)
       // SAFETY: the kernel reads a local variable, and writes nothing to null.
       unsafe _ = nanosleep(&time, nil)
       lookForEvents(milliseconds: 0)
@@ -224,6 +223,13 @@ final class WorkerLoop {
     _ = target.keepTime(after)
     state.pointee.spin.slept(after &- before)
     checkTimeouts()
+  }
+
+  /// - Returns: nanoseconds to sleep on a timer before looking, so that requests pile up; 0 to sleep on the sockets.
+  private func restToGather(_ now: UInt64) -> Int {
+    if state.pointee.isStopping { return 0 }
+    let isDeep = state.pointee.spin.isDeep
+    return state.pointee.gather.sleep(now: now, isDeep: isDeep) { ThreadClock.nanoseconds() }
   }
 
   /// Looks for work without sleeping.
