@@ -38,7 +38,7 @@ import XbdFront
       try load.check()
     }
     #expect(device.queues[0].counters.resubmissions > 0)
-    #expect(device.state == .connected)
+    try pair.wait("the device is connected") { device.state == .connected }
   }
 
   @Test(arguments: Setting.all)
@@ -61,6 +61,6 @@ import XbdFront
       try load.check()
     }
     #expect(device.queues[0].counters.reconnections == 3)
-    #expect(device.state == .connected)
+    try pair.wait("the device is connected") { device.state == .connected }
   }
 }

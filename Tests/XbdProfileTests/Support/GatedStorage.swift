@@ -62,6 +62,21 @@ final class GatedStorage: Storage {
     return inner.perform(&request)
   }
 
+  /// What is on the disk, whatever becomes of its backend.
+  func bytes(_ offset: Int, _ count: Int) -> [UInt8] {
+    var bytes = [UInt8](repeating: 0, count: count)
+    bytes.withUnsafeMutableBytes { memory in
+      var vector = iovec(iov_base: memory.baseAddress, iov_len: count)
+      withUnsafeMutablePointer(to: &vector) { vectors in
+        var request = StorageRequest(
+          .read, byteOffset: UInt64(offset), byteCount: UInt64(count),
+          vectors: UnsafeMutableBufferPointer(start: vectors, count: 1))
+        _ = inner.perform(&request)
+      }
+    }
+    return bytes
+  }
+
   /// Forgets those that were kept and have been let go of without an answer.
   func forgetHeld() {
     heldCount.store(0, ordering: .sequentiallyConsistent)

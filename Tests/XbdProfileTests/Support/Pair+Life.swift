@@ -36,9 +36,11 @@ extension Pair {
   func replaceBackend(_ configuration: BackendConfiguration) throws {
     guard turn(until: { (try? frontNode("state")) == "6" }) else {
       throw PairFailure(
-        description: "\(profile): the frontend has not closed: \(String(describing: device?.state))")
+        description: "\(profile): the frontend has not closed; \(standing)")
     }
     try toolstack.renewBackend(nodes)
+    // NetBSD's and MirageOS's are gone for good when they find a frontend at Closed.
+    try wait("the frontend has begun anew") { (try? frontNode("state")) == "1" }
     try startBackend(configuration)
   }
 
@@ -48,7 +50,8 @@ extension Pair {
     let thread = try DedicatedThread(name: "ending") { served.close(waiting: 60_000) }
     let isOver = turn { served.isRemoved }
     thread.join()
-    #expect(isOver, "\(profile)")
+    #expect(isOver, "\(standing)")
+    try wait("the frontend has begun anew") { (try? frontNode("state")) == "1" }
     backend.stop()
     expectNoRudeGuest()
   }
@@ -81,12 +84,19 @@ extension Pair {
       + statistics.discards
   }
 
+  /// Where everything stands, for whoever reads of a failure.
+  var standing: String {
+    let states = ["front \((try? frontNode("state")) ?? "-")", "back \((try? node("state")) ?? "-")"]
+    return
+      "\(driving), \(device.map { "\($0.state)" } ?? "no device"), nodes \(states), backend \(served.state), removed \(served.isRemoved), \(disk.held) held"
+  }
+
   /// Waits for something that comes about without the queues being polled.
   func wait(_ what: String, _ condition: () -> Bool) throws {
     let deadline = MonotonicClock.nanoseconds() + 30_000_000_000
     while !condition() {
       guard MonotonicClock.nanoseconds() < deadline else {
-        throw PairFailure(description: "\(profile): waited for this in vain: \(what)")
+        throw PairFailure(description: "\(profile): waited for this in vain: \(what); \(standing)")
       }
       usleep(500)
     }

@@ -44,7 +44,7 @@ extension Pair {
   ) {
     guard turn(until: { ledger.ended[tag] != nil }), let status = ledger.take(tag), let device,
       let operation = operations.removeValue(forKey: tag)
-    else { throw PairFailure(description: "\(profile): no answer") }
+    else { throw PairFailure(description: "\(profile): no answer; \(standing)") }
     let queue = device.queues[index]
     var bytes: [UInt8] = []
     if count > 0, status == .okay {
