@@ -18,7 +18,7 @@ import XenLoopback
     var tags: [UInt64] = []
     while true {
       let index = tags.count
-      let offset = index * size % (4 << 20)
+      let offset = index * size
       let tag = pair.ledger.takeTag()
       let request = BlockRequest(
         command: index % 2 == 0 ? .read : .write, byteOffset: UInt64(offset), byteCount: UInt64(size))
@@ -27,7 +27,7 @@ import XenLoopback
         return tags
       }
       if index % 2 == 1 { pair.copy(operation, queue, pattern(size, UInt64(index)), nil) }
-      pair.operations[tag] = operation
+      pair.operations[tag] = (queue, operation)
       queue.submit(operation)
       queue.poll()
       tags.append(tag)

@@ -43,8 +43,6 @@ import XbdFront
       #expect(back.persistentHits + back.persistentMisses == 0)
     }
     #expect((front.grantsReused > 0) == (grants == .persistent))
-    pair.close()
-    try pair.expectNothingLeft()
   }
 
   private static func discarded(_ front: QueueCounters, _ back: BackendStatistics) -> UInt64 {

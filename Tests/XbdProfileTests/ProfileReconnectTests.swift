@@ -100,7 +100,8 @@ import XbdFront
     pair.turn { pair.disk.held >= 2 }
     pair.killBackend()
     try pair.mournBackend()
-    for tag in tags { #expect(try pair.finish(tag).0 == .shutdown) }
+    let statuses = try tags.map { try pair.finish($0).0 }
+    #expect(statuses.allSatisfy { $0 == .shutdown }, "\(statuses)")
     #expect(try pair.perform(.read, 0, 512) == .shutdown)
     guard case .failed(let error)? = pair.device?.state else {
       Issue.record("\(setting): \(String(describing: pair.device?.state))")

@@ -67,6 +67,8 @@ import XbdFront
       pair.backend.stop()
       try pair.replaceBackend(.profile(setting.profile))
     }
+    let works = pair.turn { (try? pair.perform(.read, 0, 512)) == .okay }
+    #expect(works, "\(pair.standing)")
     #expect(try pair.read(0, 16384) == pattern(16384, 5))
     #expect(device.queues[0].counters.reconnections == 1)
   }

@@ -14,7 +14,6 @@ final class Load {
     let command: BlockRequest.Command
     let range: Range<Int>
     let isDurable: Bool
-    let queue: Int
   }
 
   private let pair: Pair
@@ -58,7 +57,7 @@ final class Load {
       let isDurable = durably && canFlush && command == .write && random.below(4) == 0
       let tag = try pair.start(
         command, range.lowerBound, range.count, data: data, fua: isDurable, queue: queue)
-      running.append(Running(tag: tag, command: command, range: range, isDurable: isDurable, queue: queue))
+      running.append(Running(tag: tag, command: command, range: range, isDurable: isDurable))
       if command == .write { model.replaceSubrange(range, with: data) }
       if command == .writeZeroes { model.replaceSubrange(range, with: repeatElement(0, count: range.count)) }
     }
@@ -68,7 +67,7 @@ final class Load {
   func startFlush() throws {
     guard pair.device?.queues[0].parameters.flush != FlushMethod.none else { return }
     running.append(
-      Running(tag: try pair.start(.flush), command: .flush, range: 0..<0, isDurable: true, queue: 0))
+      Running(tag: try pair.start(.flush), command: .flush, range: 0..<0, isDurable: true))
   }
 
   /// Waits for everything that was begun, and looks at what has come of it.
@@ -77,7 +76,7 @@ final class Load {
     running = []
     for one in all {
       let (status, bytes) = try pair.finish(
-        one.tag, reading: one.command == .read ? one.range.count : 0, queue: one.queue)
+        one.tag, reading: one.command == .read ? one.range.count : 0)
       ended += 1
       let what = "\(pair.profile), \(one.command) \(one.range), durable \(one.isDurable): \(status)"
       switch one.command {

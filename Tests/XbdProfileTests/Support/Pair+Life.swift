@@ -34,7 +34,7 @@ extension Pair {
 
   /// Starts another backend as soon as the frontend has left the ring; the nodes are made anew.
   func replaceBackend(_ configuration: BackendConfiguration) throws {
-    guard turn(until: { (try? frontNode("state")) == "6" }) else {
+    guard turn(until: { ["6", "1"].contains(try? frontNode("state")) }) else {
       throw PairFailure(
         description: "\(profile): the frontend has not closed; \(standing)")
     }
@@ -64,12 +64,13 @@ extension Pair {
     try toolstack.migrate(system.id)
     try wait("the device has noticed") { device.state == .reconnecting }
     // Each lets go of its ring.
-    for queue in device.queues { queue.poll() }
+    pollAll()
   }
 
   /// Waits until everything is in the ring that finds room there, and the backend has taken all of it.
   func settle() {
     guard let device else { return }
+    pollAll()
     let isSettled = turn {
       let issued = device.queues.reduce(0) { $0 + $1.counters.directRequests + $1.counters.indirectRequests }
       return issued == taken
@@ -111,6 +112,10 @@ extension Pair {
     }
     #expect(device == nil)
     // The backend lets go on a thread of its own.
-    try wait("nothing is shared, mapped or bound") { (try? left()) == [0, 0] }
+    do {
+      try wait("nothing is shared, mapped or bound") { (try? left()) == [0, 0] }
+    } catch {
+      Issue.record("\(error): \(try LoopbackDomainSurvey.all(in: host.directory))")
+    }
   }
 }

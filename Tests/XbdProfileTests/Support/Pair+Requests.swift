@@ -18,6 +18,7 @@ extension Pair {
     guard let device else { throw PairFailure(description: "not connected") }
     let queue = device.queues[index]
     let tag = ledger.takeTag()
+    let count = command == .write ? data.count : count
     let request = BlockRequest(
       command: command, forceUnitAccess: fua, byteOffset: UInt64(offset), byteCount: UInt64(count))
     var operation: OperationID?
@@ -31,7 +32,7 @@ extension Pair {
       throw PairFailure(description: "\(profile): no room for a request of \(count) bytes")
     }
     if command == .write { copy(operation, queue, data, nil) }
-    operations[tag] = operation
+    operations[tag] = (queue, operation)
     queue.submit(operation)
     return tag
   }
@@ -39,13 +40,10 @@ extension Pair {
   /// Waits for a request.
   ///
   /// - Parameter count: the bytes of a read.
-  func finish(_ tag: UInt64, reading count: Int = 0, queue index: Int = 0) throws -> (
-    OperationStatus, [UInt8]
-  ) {
-    guard turn(until: { ledger.ended[tag] != nil }), let status = ledger.take(tag), let device,
-      let operation = operations.removeValue(forKey: tag)
+  func finish(_ tag: UInt64, reading count: Int = 0) throws -> (OperationStatus, [UInt8]) {
+    guard turn(until: { ledger.ended[tag] != nil }), let status = ledger.take(tag),
+      let (queue, operation) = operations.removeValue(forKey: tag)
     else { throw PairFailure(description: "\(profile): no answer; \(standing)") }
-    let queue = device.queues[index]
     var bytes: [UInt8] = []
     if count > 0, status == .okay {
       bytes = [UInt8](repeating: 0, count: count)
@@ -62,13 +60,12 @@ extension Pair {
     queue: Int = 0
   ) throws -> OperationStatus {
     try finish(
-      start(command, offset, command == .write ? data.count : count, data: data, fua: fua, queue: queue),
-      queue: queue
+      start(command, offset, count, data: data, fua: fua, queue: queue)
     ).0
   }
 
   func read(_ offset: Int, _ count: Int, queue: Int = 0) throws -> [UInt8] {
-    let (status, bytes) = try finish(start(.read, offset, count, queue: queue), reading: count, queue: queue)
+    let (status, bytes) = try finish(start(.read, offset, count, queue: queue), reading: count)
     guard status == .okay else { throw PairFailure(description: "\(profile): a read ended with \(status)") }
     return bytes
   }
@@ -99,13 +96,21 @@ extension Pair {
   }
 }
 
-/// Bytes that differ from place to place.
+/// Bytes that differ from place to place: the same random sector over and over, each with its number in it.
+///
+/// A loop over all of the bytes would take most of these tests' time in a debug build.
 func pattern(_ count: Int, _ seed: UInt64) -> [UInt8] {
   var generator = SeededGenerator(seed: seed)
-  return [UInt8](unsafeUninitializedCapacity: (count + 7) / 8 * 8) { buffer, length in
-    let raw = UnsafeMutableRawBufferPointer(buffer)
-    for index in stride(from: 0, to: raw.count, by: 8) {
-      raw.storeBytes(of: generator.next(), toByteOffset: index, as: UInt64.self)
+  var sector: [UInt64] = (0..<64).map { _ in generator.next() }
+  let sectors = (count + 511) / 512
+  return [UInt8](unsafeUninitializedCapacity: sectors * 512) { buffer, length in
+    for index in 0..<sectors {
+      sector[index % 64] &+= UInt64(index) &* 0x9E37_79B9_7F4A_7C15 | 1
+      sector.withUnsafeBytes { bytes in
+        if let base = bytes.baseAddress, let start = buffer.baseAddress {
+          memcpy(start + index * 512, base, 512)
+        }
+      }
     }
     length = count
   }

@@ -52,7 +52,7 @@ final class Pair {
   private(set) var device: BlockDevice?
   // Requests (Pair+Requests.swift).
   let ledger = Ledger()
-  var operations: [UInt64: OperationID] = [:]
+  var operations: [UInt64: (BlockQueue, OperationID)] = [:]
 
   static let quiet = Logger(label: "quiet") { _ in SwiftLogNoOpLogHandler() }
 
@@ -163,7 +163,7 @@ final class Pair {
 
   /// Lets go of a device that is closed, and of its queues with their pages.
   func forgetDevice() {
-    for queue in device?.queues ?? [] { queue.poll() }
+    pollAll()
     ledger.close("\(profile)")
     operations = [:]
     device = nil
@@ -183,6 +183,11 @@ final class Pair {
   func detach() throws { try toolstack.detach(nodes) }
 
   // MARK: Turns
+
+  /// Has each queue hear what the control thread has told it.
+  func pollAll() {
+    for queue in device?.queues ?? [] { queue.poll() }
+  }
 
   /// Runs the queues until something has come true, for half a minute at most.
   @discardableResult
