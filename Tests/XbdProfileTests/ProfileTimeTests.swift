@@ -54,7 +54,7 @@ import XbdFront
     let plan = try FaultPlan(parsing: ["stop@9"], seed: 1)
     let pair = try Pair(setting) { $0.faults = plan }
     var options = ProfileReconnectTests.options
-    options.requestTimeout = .milliseconds(200)
+    options.requestTimeout = .seconds(1)
     let device = try pair.connect(options)
     #expect(try pair.perform(.write, 0, data: pattern(16384, 5)) == .okay)
     let tags = try (0..<12).map { try pair.start(.read, $0 << 12, 4096) }
@@ -67,9 +67,8 @@ import XbdFront
       pair.backend.stop()
       try pair.replaceBackend(.profile(setting.profile))
     }
-    let works = pair.turn { (try? pair.perform(.read, 0, 512)) == .okay }
+    let works = pair.turn { (try? pair.read(0, 16384)) == pattern(16384, 5) }
     #expect(works, "\(pair.standing)")
-    #expect(try pair.read(0, 16384) == pattern(16384, 5))
-    #expect(device.queues[0].counters.reconnections == 1)
+    #expect(device.queues[0].counters.reconnections >= 1)
   }
 }
