@@ -101,6 +101,17 @@ import Xen
       gone.toolstack(node: .missing, frontend: .state(.connected), online: true) == [.disconnect, .remove])
   }
 
+  @Test(arguments: [XenbusState.initialising, .closed])
+  func aDeviceThatIsToEndMeetsNoFrontendThatBeginsAgain(frontend: XenbusState) {
+    var machine = XenbusMachine(own: .connected)
+    machine.beginEnd()
+    #expect(machine.own == .closing)
+    #expect(machine.frontend(.state(.closing), online: true).isEmpty)
+    // One that reconnects is at 1 a moment after 6; whoever ends the device may come to look later than that.
+    #expect(machine.frontend(.state(frontend), online: true) == [.disconnect, .announce, .remove])
+    #expect(machine.own == .closed)
+  }
+
   // MARK: Over xenstore
 
   @Test func whatIsOfferedAppearsWhenLinuxPublishesIt() throws {

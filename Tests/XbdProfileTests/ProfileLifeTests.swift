@@ -1,22 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Coming and going, against every profile: states, sizes, second connections, detach.
+// Coming and going, against every profile: states, second connections, detach, faults of the disk.
 
 import Testing
 import XbdBack
 import XbdFront
 
 @Suite struct ProfileLifeTests {
-  static let profiles = BackendProfile.allCases
-
-  @Test(arguments: profiles)
-  func closingAndConnectingAgainOrASentenceThatNamesBothStates(profile: BackendProfile) throws {
-    let pair = try Pair(profile)
+  @Test(arguments: Setting.all)
+  func closingAndConnectingAgainOrASentenceThatNamesBothStates(setting: Setting) throws {
+    let pair = try Pair(setting)
     try pair.connect()
     #expect(try pair.perform(.write, 0, data: pattern(4096, 1)) == .okay)
     pair.close()
     #expect(try pair.frontNode("state") == "6")
-    if BackendConfiguration.profile(profile).reconnects {
+    if BackendConfiguration.profile(setting.profile).reconnects {
       for _ in 0..<3 {
         try pair.connect()
         #expect(try pair.read(0, 4096) == pattern(4096, 1))
@@ -30,10 +28,10 @@ import XbdFront
     }
   }
 
-  @Test(arguments: profiles)
-  func anotherRingOnTheSecondConnection(profile: BackendProfile) throws {
-    let pair = try Pair(profile)
-    guard BackendConfiguration.profile(profile).reconnects else { return }
+  @Test(arguments: Setting.all)
+  func anotherRingOnTheSecondConnection(setting: Setting) throws {
+    let pair = try Pair(setting)
+    guard BackendConfiguration.profile(setting.profile).reconnects else { return }
     for (order, queues) in [(3, 1), (0, 1), (1, 2), (0, 2), (2, 1)] {
       var options = Pair.options
       options.ringPageOrder = order
@@ -45,36 +43,21 @@ import XbdFront
     }
   }
 
-  @Test(arguments: profiles)
-  func theToolstackTakesTheDeviceAway(profile: BackendProfile) throws {
-    let pair = try Pair(profile)
+  @Test(arguments: Setting.all)
+  func theToolstackTakesTheDeviceAway(setting: Setting) throws {
+    let pair = try Pair(setting)
     let device = try pair.connect()
     #expect(try pair.perform(.write, 0, data: pattern(4096, 1)) == .okay)
     try pair.detach()
     #expect(pair.turn { device.waitUntilClosed(milliseconds: 0) })
     #expect(pair.turn { pair.served.isRemoved } || pair.served.isRemoved)
-    #expect(try pair.node("state") == (profile == .qemu ? nil : "6"))
+    #expect(try pair.node("state") == (setting.profile == .qemu ? nil : "6"))
   }
 
-  @Test(arguments: profiles)
-  func growingIsSeenWhereTheBackendTells(profile: BackendProfile) throws {
-    let pair = try Pair(profile)
-    let device = try pair.connect()
-    try pair.served.resize(to: 8 << 20)
-    let tells = BackendConfiguration.profile(profile).sizeChange != .silent
-    if tells {
-      #expect(pair.turn { device.queues[0].parameters.sectorCount == 16384 })
-      #expect(try pair.perform(.write, 7 << 20, data: pattern(4096, 2)) == .okay)
-      #expect(try pair.read(7 << 20, 4096) == pattern(4096, 2))
-    } else {
-      #expect(try pair.perform(.write, 7 << 20, data: pattern(4096, 2)) == .outOfRange)
-    }
-  }
-
-  @Test(arguments: profiles, ["error:read@2", "late@*2", "delay=3@*3", "notsupported:flush@1"])
-  func faultsOfADiskReachTheCallerAndNobodyElse(profile: BackendProfile, fault: String) throws {
+  @Test(arguments: Setting.all, ["error:read@2", "late@*2", "delay=3@*3", "notsupported:flush@1"])
+  func faultsOfADiskReachTheCallerAndNobodyElse(setting: Setting, fault: String) throws {
     let plan = try FaultPlan(parsing: [fault], seed: 1)
-    let pair = try Pair(profile) { $0.faults = plan }
+    let pair = try Pair(setting) { $0.faults = plan }
     let device = try pair.connect()
     #expect(try pair.perform(.write, 0, data: pattern(4096, 1)) == .okay)
     var statuses: [OperationStatus] = []

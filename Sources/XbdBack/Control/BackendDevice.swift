@@ -146,7 +146,7 @@ public final class BackendDevice: @unchecked Sendable {
     let (closed, handler) = backend.control.withLock { () -> (Bool, [BackendDevice]) in
       guard !removed else { return (true, []) }
       if milliseconds > 0, !queues.isEmpty, machine.own == .connected {
-        machine.failed()
+        machine.beginEnd()
         announce()
       }
       let deadline = MonotonicClock.nanoseconds() + milliseconds * 1_000_000

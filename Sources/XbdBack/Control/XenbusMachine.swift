@@ -66,6 +66,8 @@ struct XenbusMachine: Equatable {
   /// It is not touched: which of its requests were answered only the dead one knew. Features are offered again, and a
   /// frontend that knows how to reconnect begins anew; one that does not is asked to close (`patienceOver`).
   private(set) var isAbandoned = false
+  /// The device ends as soon as its frontend has closed: one that would begin again is not met any more.
+  private var isEnding = false
 
   /// - Parameter own: where it begins.
   init(own: XenbusState = .initialising) {
@@ -111,6 +113,8 @@ struct XenbusMachine: Equatable {
 
   private mutating func known(_ frontend: XenbusState, online: Bool) -> [Action] {
     switch frontend {
+    case .initialising where isEnding:
+      return close(online: false)
     case .initialising:
       isAbandoned = false
       switch own {
@@ -176,7 +180,7 @@ struct XenbusMachine: Equatable {
     let was = own
     own = .closed
     isAttached = false
-    let end: [Action] = online && reconnects ? [] : [.remove]
+    let end: [Action] = online && reconnects && !isEnding ? [] : [.remove]
     return was == .closed ? end : [.disconnect, .announce] + end
   }
 
@@ -195,6 +199,12 @@ struct XenbusMachine: Equatable {
   mutating func failed() {
     own = .closing
     isAttached = false
+  }
+
+  /// The device is to end from here, once its frontend has followed.
+  mutating func beginEnd() {
+    failed()
+    isEnding = true
   }
 
   /// The device is ended from here.

@@ -296,6 +296,20 @@ extension DeviceDriver {
     }
   }
 
+  /// Whether the toolstack wants the device to stay.
+  ///
+  /// - Returns: nil when nothing says so any more: QEMU removes the nodes of a device that was taken away before the
+  ///   frontend has come to look, and what it said of it last still counts.
+  func online() throws(XbdError) -> Bool? {
+    let path = location.backend + "/" + Key.online
+    do throws(XenError) {
+      return try store.readBytes(path).map { $0 != Array("0".utf8) }
+    } catch {
+      if error.code == .denied { return nil }
+      throw XbdError(error, during: "reading \(path)")
+    }
+  }
+
   func backendState() throws(XbdError) -> XenbusState { try state(location.backendState) }
 
   func backendNodes() throws(XbdError) -> Nodes {

@@ -225,8 +225,8 @@ final class DeviceDriver {
     if isRestored { return try followRestore() }
     guard backendFired else { return }
     let backend = try backendState()
-    if options.reconnects, backend != .connected {
-      perform(machine.handle(.online(try bytes(location.backend + "/" + Key.online) != Array("0".utf8))))
+    if options.reconnects, backend != .connected, let online = try online() {
+      perform(machine.handle(.online(online)))
     }
     perform(machine.handle(.backendState(backend)))
   }

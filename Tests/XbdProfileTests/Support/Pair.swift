@@ -3,11 +3,11 @@
 // The real frontend and a profile of the reference backend on a loopback host of their own: xenstore over its socket,
 // grants really mapped, event channels on eventfds. The test's thread owns the queues.
 
-import TestSupport
 import Blkif
 import Glibc
 import Logging
 import Platform
+import TestSupport
 import Testing
 import XbdBack
 import XbdFront
@@ -27,22 +27,42 @@ enum Driving: CaseIterable {
   case threads
 }
 
+/// Every profile with every driving: what a test of a property runs over.
+struct Setting: CustomStringConvertible, Sendable {
+  let profile: BackendProfile
+  let driving: Driving
+  var description: String { "\(profile.rawValue), \(driving)" }
+  static let all = BackendProfile.allCases.flatMap { profile in
+    Driving.allCases.map { Setting(profile: profile, driving: $0) }
+  }
+}
+
 final class Pair {
   let profile: BackendProfile
-  let storage: MemoryStorage
-  let served: BackendDevice
-  private let driving: Driving
-  private let host: LoopbackHost
-  private let toolstack: LoopbackToolstack
-  private let nodes: LoopbackBlockDevice
-  private let backend: Backend
-  private let system: LoopbackDomain
+  let disk: GatedStorage
+  let driving: Driving
+  let host: LoopbackHost
+  let toolstack: LoopbackToolstack
+  let nodes: LoopbackBlockDevice
+  let system: LoopbackDomain
+  // What changes when a backend is followed by another (Pair+Life.swift).
+  private(set) var served: BackendDevice
+  private(set) var backend: Backend
+  private(set) var process: MortalSystem
   private(set) var device: BlockDevice?
-  private var ended: [UInt64: OperationStatus] = [:]
-  private var operations: [UInt64: OperationID] = [:]
-  private var nextTag: UInt64 = 0
+  // Requests (Pair+Requests.swift).
+  let ledger = Ledger()
+  var operations: [UInt64: (BlockQueue, OperationID)] = [:]
 
   static let quiet = Logger(label: "quiet") { _ in SwiftLogNoOpLogHandler() }
+
+  convenience init(
+    _ setting: Setting, byteCount: UInt64 = 4 << 20, _ change: (inout BackendConfiguration) -> Void = { _ in }
+  )
+    throws
+  {
+    try self.init(setting.profile, setting.driving, byteCount: byteCount, change)
+  }
 
   init(
     _ profile: BackendProfile, _ driving: Driving = .inline, byteCount: UInt64 = 4 << 20,
@@ -58,20 +78,36 @@ final class Pair {
     nodes.kind = profile.kind
     try toolstack.attach(nodes)
     self.nodes = nodes
-    backend = try Backend(system: LoopbackDomain(joining: path, domain: .dom0), logger: Self.quiet)
-    storage = try MemoryStorage(byteCount: byteCount)
-    var configuration = BackendConfiguration.profile(profile)
-    configuration.execution = driving == .inline ? .colocated : .ownThread
-    change(&configuration)
-    served = try backend.add(directory: nodes.backendPath, storage: storage, configuration: configuration)
+    disk = try GatedStorage(byteCount: byteCount)
     system = try LoopbackDomain(joining: path, domain: DomainID(1))
+    var configuration = BackendConfiguration.profile(profile)
+    change(&configuration)
+    (process, backend, served) = try Self.start(path, nodes, disk, configuration, driving)
   }
 
   deinit {
+    disk.open()
     close()
     backend.stop()
     host.stop()
     _ = rmdir(host.directory)
+  }
+
+  private static func start(
+    _ path: String, _ nodes: LoopbackBlockDevice, _ disk: GatedStorage, _ configuration: BackendConfiguration,
+    _ driving: Driving
+  ) throws -> (MortalSystem, Backend, BackendDevice) {
+    let process = MortalSystem(try LoopbackDomain(joining: path, domain: .dom0))
+    let backend = try Backend(system: process, logger: quiet)
+    var configuration = configuration
+    configuration.execution = driving == .inline ? .colocated : .ownThread
+    let served = try backend.add(directory: nodes.backendPath, storage: disk, configuration: configuration)
+    return (process, backend, served)
+  }
+
+  /// Starts a backend in the place of one that has ended.
+  func startBackend(_ configuration: BackendConfiguration) throws {
+    (process, backend, served) = try Self.start(host.directory, nodes, disk, configuration, driving)
   }
 
   static var options: FrontendOptions {
@@ -86,19 +122,26 @@ final class Pair {
   func connect(_ options: FrontendOptions = Pair.options) throws -> BlockDevice {
     let device = try BlockDevice.connect("xvda", on: system, options: options, logger: Self.quiet)
     self.device = device
-    guard served.waitForQueues(device.queues.count, milliseconds: 30_000) else {
-      throw PairFailure(description: "\(profile): the backend has not attached the rings")
-    }
     for (index, queue) in device.queues.enumerated() {
-      if driving == .inline {
-        guard let colocated = served.colocatedQueue(index) else {
-          throw PairFailure(description: "no queue \(index)")
-        }
-        queue.runInline(Inline(colocated))
-      }
-      queue.onCompletion = { [unowned self] in ended[$0.tag] = $0.status }
+      attach(queue, index)
+      queue.onCompletion = { [ledger] in ledger.complete($0) }
+      queue.onReconnect = { [weak self, unowned queue] in self?.attach(queue, index) }
     }
     return device
+  }
+
+  /// Waits for the backend to have a queue's ring, and runs it on this thread if it is to be there.
+  private func attach(_ queue: BlockQueue, _ index: Int) {
+    guard served.waitForQueues(index + 1, milliseconds: 30_000) else {
+      Issue.record("\(profile): the backend has not attached ring \(index)")
+      return
+    }
+    guard driving == .inline else { return }
+    guard let colocated = served.colocatedQueue(index) else {
+      Issue.record("\(profile): there is no queue \(index)")
+      return
+    }
+    queue.runInline(Inline(colocated))
   }
 
   private final class Inline: InlineBackend {
@@ -112,14 +155,23 @@ final class Pair {
   func close() {
     guard let device else { return }
     device.close()
-    turn { device.waitUntilClosed(milliseconds: 0) }
-    self.device = nil
+    let isClosed = turn { device.waitUntilClosed(milliseconds: 0) }
+    #expect(isClosed, "\(profile)")
+    forgetDevice()
     expectNoRudeGuest()
+  }
+
+  /// Lets go of a device that is closed, and of its queues with their pages.
+  func forgetDevice() {
+    pollAll()
+    ledger.close("\(profile)")
+    operations = [:]
+    device = nil
   }
 
   /// What no test's requests may have done to a backend: quirks 12, 13 and 25 cost it time, mappings and in the end its
   /// life.
-  private func expectNoRudeGuest() {
+  func expectNoRudeGuest() {
     let statistics = served.statistics
     #expect(statistics.unevenRequests == 0, "Q12, \(profile)")
     #expect(statistics.grantsInUseAgain == 0, "Q13, \(profile)")
@@ -130,7 +182,12 @@ final class Pair {
   func frontNode(_ key: String) throws -> String? { try toolstack.store.read("\(nodes.frontendPath)/\(key)") }
   func detach() throws { try toolstack.detach(nodes) }
 
-  // MARK: Requests
+  // MARK: Turns
+
+  /// Has each queue hear what the control thread has told it.
+  func pollAll() {
+    for queue in device?.queues ?? [] { queue.poll() }
+  }
 
   /// Runs the queues until something has come true, for half a minute at most.
   @discardableResult
@@ -144,112 +201,48 @@ final class Pair {
       var looks: [pollfd] = []
       var mayWait = true
       for queue in device.queues {
+        _ = queue.keepTime(MonotonicClock.nanoseconds())
         if !queue.armWakeup() { mayWait = false }
         looks += queue.descriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
       }
-      if mayWait { _ = Glibc.poll(&looks, UInt(looks.count), 20) }
+      // Conditions may be about the other end, which wakes nobody here.
+      if mayWait { _ = Glibc.poll(&looks, UInt(looks.count), 5) }
+      for queue in device.queues { _ = queue.keepTime(MonotonicClock.nanoseconds()) }
     }
     return true
   }
-
-  /// Begins a request, with data for a write.
-  ///
-  /// - Returns: its tag.
-  func start(
-    _ command: BlockRequest.Command, _ offset: Int = 0, _ count: Int = 0, data: [UInt8] = [],
-    fua: Bool = false,
-    queue index: Int = 0
-  ) throws -> UInt64 {
-    guard let device else { throw PairFailure(description: "not connected") }
-    let queue = device.queues[index]
-    nextTag += 1
-    let tag = nextTag
-    let request = BlockRequest(
-      command: command, forceUnitAccess: fua, byteOffset: UInt64(offset), byteCount: UInt64(count))
-    var operation: OperationID?
-    guard
-      turn(until: {
-        operation = queue.begin(request, tag: tag)
-        return operation != nil
-      }), let operation
-    else { throw PairFailure(description: "\(profile): no room for a request of \(count) bytes") }
-    if command == .write { copy(operation, queue, data, nil) }
-    operations[tag] = operation
-    queue.submit(operation)
-    return tag
-  }
-
-  /// Waits for a request.
-  ///
-  /// - Parameter count: the bytes of a read.
-  func finish(_ tag: UInt64, reading count: Int = 0, queue index: Int = 0) throws -> (
-    OperationStatus, [UInt8]
-  ) {
-    guard turn(until: { ended[tag] != nil }), let status = ended.removeValue(forKey: tag), let device,
-      let operation = operations.removeValue(forKey: tag)
-    else { throw PairFailure(description: "\(profile): no answer") }
-    let queue = device.queues[index]
-    var bytes: [UInt8] = []
-    if count > 0, status == .okay {
-      bytes = [UInt8](repeating: 0, count: count)
-      bytes.withUnsafeMutableBytes { copy(operation, queue, [], $0) }
-    }
-    queue.release(operation)
-    return (status, bytes)
-  }
-
-  /// Does a request and waits for it.
-  func perform(
-    _ command: BlockRequest.Command, _ offset: Int = 0, _ count: Int = 0, data: [UInt8] = [],
-    fua: Bool = false,
-    queue: Int = 0
-  ) throws -> OperationStatus {
-    try finish(
-      start(command, offset, command == .write ? data.count : count, data: data, fua: fua, queue: queue),
-      queue: queue
-    ).0
-  }
-
-  func read(_ offset: Int, _ count: Int, queue: Int = 0) throws -> [UInt8] {
-    let (status, bytes) = try finish(start(.read, offset, count, queue: queue), reading: count, queue: queue)
-    guard status == .okay else { throw PairFailure(description: "\(profile): a read ended with \(status)") }
-    return bytes
-  }
-
-  private func copy(
-    _ operation: OperationID, _ queue: BlockQueue, _ source: [UInt8],
-    _ destination: UnsafeMutableRawBufferPointer?
-  ) {
-    let total = destination?.count ?? source.count
-    var done = 0
-    withUnsafeTemporaryAllocation(of: iovec.self, capacity: 16) { vectors in
-      while done < total {
-        let count = queue.vectors(of: operation, from: done, into: vectors)
-        if count == 0 { return }
-        for vector in vectors.prefix(count) {
-          guard let base = vector.iov_base else { return }
-          if let destination, let start = destination.baseAddress {
-            memcpy(start + done, base, vector.iov_len)
-          } else {
-            source.withUnsafeBytes { bytes in
-              if let start = bytes.baseAddress { memcpy(base, start + done, vector.iov_len) }
-            }
-          }
-          done += vector.iov_len
-        }
-      }
-    }
-  }
 }
 
-/// Bytes that differ from place to place.
-func pattern(_ count: Int, _ seed: UInt64) -> [UInt8] {
-  var generator = SeededGenerator(seed: seed)
-  return [UInt8](unsafeUninitializedCapacity: (count + 7) / 8 * 8) { buffer, length in
-    let raw = UnsafeMutableRawBufferPointer(buffer)
-    for index in stride(from: 0, to: raw.count, by: 8) {
-      raw.storeBytes(of: generator.next(), toByteOffset: index, as: UInt64.self)
-    }
-    length = count
+/// Which operations were submitted, and how they ended: each once.
+final class Ledger {
+  private(set) var ended: [UInt64: OperationStatus] = [:]
+  /// Submitted, and not reported yet.
+  private(set) var open: Set<UInt64> = []
+  private var nextTag: UInt64 = 0
+
+  /// Takes a number for a request that is about to be submitted.
+  func takeTag() -> UInt64 {
+    nextTag += 1
+    open.insert(nextTag)
+    return nextTag
+  }
+
+  /// Gives a number back that was not submitted.
+  func forget(_ tag: UInt64) { open.remove(tag) }
+
+  /// Takes note of the end of an operation.
+  func complete(_ completion: Completion) {
+    #expect(open.remove(completion.tag) != nil, "operation \(completion.tag) was reported twice")
+    ended[completion.tag] = completion.status
+  }
+
+  /// Takes out how an operation ended.
+  func take(_ tag: UInt64) -> OperationStatus? { ended.removeValue(forKey: tag) }
+
+  /// Nobody polls any more: what is open now is never reported.
+  func close(_ whose: String) {
+    #expect(open.isEmpty, "\(whose): \(open.count) operations were never reported")
+    open = []
+    ended = [:]
   }
 }
