@@ -54,7 +54,7 @@ import XbdFront
     let plan = try FaultPlan(parsing: ["stop@9"], seed: 1)
     let pair = try Pair(setting) { $0.faults = plan }
     var options = ProfileReconnectTests.options
-    options.requestTimeout = .seconds(1)
+    options.requestTimeout = .seconds(2)
     let device = try pair.connect(options)
     #expect(try pair.perform(.write, 0, data: pattern(16384, 5)) == .okay)
     let tags = try (0..<12).map { try pair.start(.read, $0 << 12, 4096) }
