@@ -90,6 +90,8 @@ import Xen
     // A thread flips operation and status of every slot together: a mixture would show two reads.
     let pages = UnsafeMutableRawPointer.allocate(byteCount: 4096, alignment: 4096)
     defer { pages.deallocate() }
+    // What memory had in it before the thread has begun would be a mixture as well.
+    pages.initializeMemory(as: UInt8.self, repeating: 0, count: 4096)
     var ring = FrontRing(pages: pages, pageCount: 1)
     let stop = Locked(false)
     nonisolated(unsafe) let base = pages
