@@ -55,8 +55,9 @@ public import Synchronization
 
   @inlinable
   func clear(_ byteCount: Int) {
-    // SAFETY: the slot has `byteCount` bytes, its layout's stride.
-    unsafe address.initializeMemory(as: UInt8.self, repeating: 0, count: byteCount)
+    // By words, in every build: where the other side writes meanwhile, each is its or ours as a whole.
+    // SAFETY: the slot has `byteCount` bytes, its layout's stride, a multiple of 4 as its place is.
+    unsafe address.initializeMemory(as: UInt32.self, repeating: 0, count: byteCount / 4)
   }
 
   @inlinable
