@@ -114,6 +114,8 @@ final class ServedVictim {
     }
     #expect(device.waitUntilClosed(milliseconds: 0))
     backend.stop()
+    // The server's socket is there until the server is not.
+    unlink(path)
     rmdir(directory)
   }
 

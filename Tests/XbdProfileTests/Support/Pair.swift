@@ -70,7 +70,7 @@ final class Pair {
   ) throws {
     self.profile = profile
     self.driving = driving
-    let path = try makeTemporaryDirectory("pair")
+    let path = try makeTemporaryPath("pair")
     host = try LoopbackHost(directory: path)
     toolstack = try LoopbackToolstack(directory: path)
     try toolstack.createDomain(DomainID(1))
@@ -90,7 +90,6 @@ final class Pair {
     close()
     backend.stop()
     host.stop()
-    _ = rmdir(host.directory)
   }
 
   private static func start(
