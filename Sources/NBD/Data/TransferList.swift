@@ -118,8 +118,10 @@ internal import Glibc
     headersUsed &+= length
     guard skipped < length else { return length }
     if openHeader == place {
-      // SAFETY: the last of those that are filled, and the header lies right behind it.
-      unsafe vectors[count &- 1].iov_len += length
+      // SAFETY: the last of those that are filled, and the header lies right behind it. Put back as a whole: see ADR 11 on
+      // fields that are changed in place.
+      let last = unsafe vectors[count &- 1]
+      unsafe vectors[count &- 1] = iovec(iov_base: last.iov_base, iov_len: last.iov_len &+ length)
       byteCount &+= length
     } else {
       // SAFETY: the part of the header just encoded that has not left; there is room for the vector.
