@@ -5,6 +5,8 @@
 //   socket ──► buffer ──► requests ──► target ──► replies ──► socket
 //          └─► the target's own memory (large payloads)
 
+internal import Platform
+
 /// How far a connection is.
 enum ConnectionPhase: UInt8 {
   case handshake

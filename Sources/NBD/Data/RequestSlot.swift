@@ -3,6 +3,8 @@
 // The requests that a worker has taken in and not answered yet: a fixed table, so that a request costs no
 // allocation and a completion is found by index. The generation in a tag makes a stale completion harmless.
 
+internal import Platform
+
 /// Where a request is between its header and its reply.
 enum SlotState: UInt8 {
   case free

@@ -5,6 +5,7 @@
 
 internal import CXen
 internal import Glibc
+internal import Platform
 
 /// The I/O vectors of a worker, filled anew for every call.
 @safe struct TransferList: ~Copyable {

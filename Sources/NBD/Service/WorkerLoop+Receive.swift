@@ -5,6 +5,7 @@
 
 internal import CXen
 internal import Glibc
+internal import Platform
 
 extension WorkerLoop {
   /// Gives a connection its turn: what is buffered, then one receive and what it brought.

@@ -6,6 +6,7 @@
 
 internal import CXen
 internal import Glibc
+internal import Platform
 
 extension WorkerLoop {
   /// Data bytes offered to a socket at a time: a few times what its buffer takes.

@@ -5,6 +5,7 @@
 
 internal import CXen
 internal import Glibc
+internal import Platform
 
 /// Why parsing stopped.
 enum ParseResult {

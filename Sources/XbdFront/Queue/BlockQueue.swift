@@ -23,8 +23,10 @@ public protocol InlineBackend: AnyObject, Sendable {
 ///
 /// Every call but `wake` comes from the owner thread.
 public final class BlockQueue: @unchecked Sendable {
-  // SAFETY: the core is touched by the owner thread only; `wakeup` and `control` are safe from any thread.
-  private let core: CoreBox
+  // SAFETY: the core is touched by the owner thread only; `wakeup` and `control` are safe from any thread. No two uses of the
+  // cell overlap: the core never calls its owner back (completions are handed out one by one), and what it does call,
+  // wake-ups, does not come here.
+  private let core: Cell<QueueCore>
   private var channels: any EventChannels
   private var port: EventChannelPort
   /// Nil while there is no backend: nobody may map a ring of before.
@@ -71,7 +73,7 @@ public final class BlockQueue: @unchecked Sendable {
     core: consuming QueueCore, channels: any EventChannels, port: EventChannelPort, ringPages: SharedPages,
     control: QueueControl, wakeup: consuming EventCounter
   ) {
-    self.core = CoreBox(core)
+    self.core = Cell(core)
     self.channels = channels
     self.port = port
     self.ringPages = ringPages
