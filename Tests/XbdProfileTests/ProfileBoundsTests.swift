@@ -81,8 +81,6 @@ import XenLoopback
     }
     try load.check()
     #expect((pair.device?.queues[0].counters.poolBound ?? 99) <= 20)
-    // As soon as there may be more, there are.
-    try pair.toolstack.setPageLimit(1024, of: DomainID(1))
     pair.close()
     try pair.expectNothingLeft()
   }

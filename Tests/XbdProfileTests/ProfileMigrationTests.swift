@@ -25,10 +25,7 @@ import XbdFront
     let device = try pair.connect(Self.options(setting.profile, reconnects: reconnects))
     let load = Load(pair)
     for round in 1...3 as ClosedRange<UInt64> {
-      pair.disk.shut()
-      try load.start(20, durably: false)
-      try load.startFlush()
-      pair.turn { pair.disk.held >= 2 }
+      try load.startHeld(20, durably: false, withFlush: true)
       pair.settle()
       try pair.migrate()
       try load.start(6)
@@ -49,9 +46,7 @@ import XbdFront
     let load = Load(pair)
     load.mayLackFlush = true
     for next in [ProfileReconnectTests.poorer(own), BackendConfiguration(), own] {
-      pair.disk.shut()
-      try load.start(20)
-      pair.turn { pair.disk.held >= 2 }
+      try load.startHeld(20)
       // The backend of before stays where it was, and the domain is not.
       pair.killBackend()
       try pair.migrate()

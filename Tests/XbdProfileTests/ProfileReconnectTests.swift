@@ -43,11 +43,7 @@ import XbdFront
     for (generation, next) in successors.enumerated() {
       // Begun with a backend that has one, and done by one that has none.
       load.mayLackFlush = generation == 0 || setting.profile == .mirage || setting.profile == .minimal
-      pair.disk.shut()
-      try load.start(20)
-      try load.startFlush()
-      pair.turn { pair.disk.held >= 2 }
-      #expect(pair.disk.held >= 2, "\(setting)")
+      try load.startHeld(20, withFlush: true)
       pair.killBackend()
       try pair.mournBackend()
       // What comes in the gap waits.
@@ -76,9 +72,7 @@ import XbdFront
     let device = try pair.connect(Self.options)
     let load = Load(pair)
     for _ in 0..<2 {
-      pair.disk.shut()
-      try load.start(20)
-      pair.turn { pair.disk.held >= 2 }
+      try load.startHeld(20)
       pair.disk.open()
       try load.start(6)
       try pair.endBackend()
@@ -103,11 +97,7 @@ import XbdFront
     let statuses = try tags.map { try pair.finish($0).0 }
     #expect(statuses.allSatisfy { $0 == .shutdown }, "\(statuses)")
     #expect(try pair.perform(.read, 0, 512) == .shutdown)
-    guard case .failed(let error)? = pair.device?.state else {
-      Issue.record("\(setting): \(String(describing: pair.device?.state))")
-      return
-    }
-    #expect(error.message.contains("it was killed"), "\(error)")
+    pair.expectFailed(because: "it was killed")
     pair.close()
     try pair.expectNothingLeft()
   }

@@ -55,9 +55,7 @@ import XbdFront
     let device = try pair.connect(ProfileReconnectTests.options)
     let load = Load(pair, seed: 13)
     for next in [configuration, configuration] {
-      pair.disk.shut()
-      try load.start(12)
-      pair.turn { pair.disk.held >= 1 }
+      try load.startHeld(12, atLeast: 1)
       pair.killBackend()
       try pair.mournBackend()
       try pair.replaceBackend(next)

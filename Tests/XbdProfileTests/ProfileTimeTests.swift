@@ -39,11 +39,7 @@ import XbdFront
     #expect(statuses[2] == .ioError)
     #expect(statuses.allSatisfy { $0 == .okay || $0 == .ioError }, "\(statuses)")
     pair.turn { if case .failed? = pair.device?.state { true } else { false } }
-    guard case .failed(let error)? = pair.device?.state else {
-      Issue.record("\(pair.standing)")
-      return
-    }
-    #expect(error.message.contains("read of 8 sectors"), "\(error)")
+    pair.expectFailed(because: "read of 8 sectors")
     #expect(try pair.perform(.read, 0, 512) != .okay)
     pair.close()
     try pair.expectNothingLeft()

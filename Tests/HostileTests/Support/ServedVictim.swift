@@ -19,7 +19,7 @@ import XenLoopback
 /// A queue as the NBD service sees it.
 final class QueueTarget: BlockTarget {
   private let queue: BlockQueue
-  private let clock: ThreadClock
+  private let clock: WatchedThread
   var onCompletion: (UInt64, TargetOperation, TargetStatus) -> Void = { _, _, _ in }
   var onDescriptorsChange: ([Int32], [Int32]) -> Void {
     get { queue.onDescriptorsChange }
@@ -27,7 +27,7 @@ final class QueueTarget: BlockTarget {
   }
 
   /// - Parameter clock: remembers the worker's thread.
-  init(_ queue: BlockQueue, _ clock: ThreadClock) {
+  init(_ queue: BlockQueue, _ clock: WatchedThread) {
     self.queue = queue
     self.clock = clock
     queue.onCompletion = { [unowned self] completion in
@@ -84,8 +84,8 @@ final class ServedVictim {
   private let server: Server
   private let directory: String
   let path: String
-  let worker = ThreadClock()
-  let control = ThreadClock()
+  let worker = WatchedThread()
+  let control = WatchedThread()
   /// How often the control thread has followed a watch to a backend that is connected as before.
   let looks = Locked(0)
 
@@ -126,7 +126,7 @@ final class ServedVictim {
 /// The processor time of a thread that has come by.
 ///
 /// Names do not tell threads of tests that run at the same time apart.
-final class ThreadClock: Sendable {
+final class WatchedThread: Sendable {
   private let clock = Locked<clockid_t?>(nil)
 
   /// The calling thread is the one.
@@ -149,11 +149,11 @@ final class ThreadClock: Sendable {
 
 /// Remembers the thread that logs: the control thread says each of its actions.
 private struct ThreadListener: LogHandler {
-  let clock: ThreadClock
+  let clock: WatchedThread
   let looks: Locked<Int>
   var logLevel = Logger.Level.debug
   var metadata = Logger.Metadata()
-  init(_ clock: ThreadClock, _ looks: Locked<Int>) {
+  init(_ clock: WatchedThread, _ looks: Locked<Int>) {
     self.clock = clock
     self.looks = looks
   }

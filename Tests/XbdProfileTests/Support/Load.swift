@@ -63,6 +63,21 @@ final class Load {
     }
   }
 
+  /// Shuts the disk, and begins requests until it holds some of them back: from there on they are in flight.
+  ///
+  /// - Parameters:
+  ///   - count: as for ``start(_:below:durably:)``.
+  ///   - held: how many the disk is to hold.
+  func startHeld(
+    _ count: Int, atLeast held: Int = 2, durably: Bool = true, withFlush: Bool = false
+  ) throws {
+    pair.disk.shut()
+    try start(count, durably: durably)
+    if withFlush { try startFlush() }
+    let isHeld = pair.turn { pair.disk.held >= held }
+    #expect(isHeld, "\(pair.profile): \(pair.standing)")
+  }
+
   /// Begins a flush.
   func startFlush() throws {
     guard pair.device?.queues[0].parameters.flush != FlushMethod.none else { return }

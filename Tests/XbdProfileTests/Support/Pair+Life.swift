@@ -103,6 +103,15 @@ extension Pair {
     }
   }
 
+  /// The device has been given up, and its error says this.
+  func expectFailed(because reason: String) {
+    guard case .failed(let error)? = device?.state else {
+      Issue.record("\(standing)")
+      return
+    }
+    #expect(error.message.contains(reason), "\(error)")
+  }
+
   /// Nothing is shared, mapped or bound any more; after the device and its queues were let go of.
   func expectNothingLeft() throws {
     func left() throws -> [Int] {
