@@ -126,7 +126,7 @@ private func stateMachine(_ input: inout FuzzInput) {
       }
     }
     if input.isAtEnd { return }
-    switch input.below(14) {
+    switch input.below(15) {
     case 8: events.append(.online(input.flag()))
     case 9: events.append(.backendDied("d"))
     case 10: events.append(.suspended)
@@ -134,6 +134,7 @@ private func stateMachine(_ input: inout FuzzInput) {
       let own = state(&input)
       events.append(.resumed(own: own, backend: state(&input)))
     case 12: events.append(.reconnectExpired("r"))
+    case 14: events.append(.backendReplaced(state(&input)))
     case 13: events.append(.storeLost(XbdError(.system, "s")))
     case 0, 1: events.append(.backendState(state(&input)))
     case 2: events.append(.graceExpired)

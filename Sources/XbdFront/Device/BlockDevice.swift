@@ -121,6 +121,12 @@ public final class BlockDevice: Sendable {
   /// - Parameter sentence: what has happened, for a person.
   public func backendDied(_ sentence: String) { shared.post(.backendDied(sentence)) }
 
+  /// Tells the device that the nodes of the backend whose death it was told of were made anew.
+  ///
+  /// Without this, what the dead one's state node said is waited to change: one that its successor brings back to the
+  /// same state before anybody looks is told from it by this alone.
+  public func backendReplaced() { shared.post(.backendReplaced) }
+
   /// Begins to close the device: no new requests, those in flight are waited for, then the handshake's end.
   ///
   /// The owners of the queues must go on calling `poll` until the device is closed.

@@ -17,6 +17,8 @@ enum DriverMessage: Sendable {
   case close(by: UInt64?)
   /// The backend's program has ended, and how.
   case backendDied(String)
+  /// Its nodes were made anew, for another one.
+  case backendReplaced
 }
 
 /// The control thread's state and its loop; what it does is in DeviceDriver+Actions.swift.
@@ -110,7 +112,7 @@ final class DeviceDriver {
 
   private func turn(_ loop: inout EventLoop) throws(XbdError) {
     _ = loop.wait(milliseconds: timeout())
-    for message in shared.takeMessages() { receive(message) }
+    for message in shared.takeMessages() { try receive(message) }
     try receiveWatches(&loop)
     let now = MonotonicClock.nanoseconds()
     if let grace = graceDeadline, now >= grace {
@@ -139,7 +141,7 @@ final class DeviceDriver {
   /// The longest sleep, in milliseconds: libxenstore tells nobody that its connection has ended, one has to ask.
   private static let heartbeat: Int32 = 2000
 
-  private func receive(_ message: DriverMessage) {
+  private func receive(_ message: DriverMessage) throws(XbdError) {
     switch message {
     case .close(let limit):
       if let limit {
@@ -148,6 +150,8 @@ final class DeviceDriver {
       perform(machine.handle(.closeRequested))
     case .backendDied(let sentence):
       perform(machine.handle(.backendDied(sentence)))
+    case .backendReplaced:
+      perform(machine.handle(.backendReplaced(try backendState())))
     case .report(.drained(let queue)):
       drained.insert(queue)
       if drained.count == controls.count { perform(machine.handle(.drained)) }

@@ -54,17 +54,17 @@ extension FrontendStateMachine {
     case .idle, .finished, .closing, .closed:
       return []
     case .connected where reconnects && isOnline:
-      backendIsDead = true
+      holder = .dead
       return lose(error)
     case .draining where isRecovering:
-      backendIsDead = true
+      holder = .dead
       return suspend()
     case .waitingForBackend, .published:
       guard isRecovering else { return fail(error) }
-      backendIsDead = true
+      holder = .dead
       return retry(error)
     case .suspending, .pausing, .resettingClosing, .resettingClosed:
-      backendIsDead = true
+      holder = .dead
       return backendMoved()
     case .connected, .draining:
       return fail(error)
@@ -81,12 +81,12 @@ extension FrontendStateMachine {
       return [.failInFlight, .setState(.closed), .release]
     case .connected, .draining, .suspending:
       resumedOwn = own
-      backendIsDead = false
+      holder = .same
       let note = XbdError(.backendGone, "the domain was restored: everything is shared anew")
       if !isRecovering { return lose(note) }
       return [.note(note)] + suspend()
     case .resettingClosing, .resettingClosed, .waitingForBackend, .published, .pausing:
-      backendIsDead = false
+      holder = .same
       return [.abandon] + start(own)
     }
   }
@@ -116,18 +116,19 @@ extension FrontendStateMachine {
     // A backend that has started afresh is at 1 or 2, and may be about to connect to the ring that the nodes still
     // name. Only what it does in answer to our 5 and 6 counts, or the time that it had for an answer.
     case (.resettingClosing, _)
-    where backendIsDead || backend == .closing || backend == .closed || backend == .unknown:
+    where holder != .same || backend == .closing || backend == .closed || backend == .unknown:
       phase = .resettingClosed
       return [.setState(.closed), .startTimer] + backendMoved()
     case (.resettingClosed, .unknown):
       // Whatever has a state node here next is another one.
-      backendIsDead = true
+      if holder == .same { holder = .dead }
       return []
     case (.resettingClosed, .closed):
       return beginWaiting()
-    case (.resettingClosed, .initialising) where backendIsDead,
-      (.resettingClosed, .initWait) where backendIsDead:
-      backendIsDead = false
+    // NetBSD's is at 4 before it has seen a ring.
+    case (.resettingClosed, _) where holder == .successor,
+      (.resettingClosed, .initialising) where holder == .dead,
+      (.resettingClosed, .initWait) where holder == .dead:
       return beginWaiting()
 
     case (.waitingForBackend, .initWait), (.waitingForBackend, .initialised),
@@ -158,7 +159,7 @@ extension FrontendStateMachine {
     case .resettingClosed:
       // One that is still connected is so to the old ring. It has to move first, whereto does not matter.
       if backend == .initialised || backend == .connected {
-        backendIsDead = true
+        holder = .dead
         return []
       }
       return beginWaiting()

@@ -43,6 +43,16 @@ public struct FrontendStateMachine: Sendable, Equatable {
     case finished
   }
 
+  /// Who last wrote the backend's state node, as far as is known.
+  enum Holder {
+    /// The backend that may still have our ring of before.
+    case same
+    /// One that is dead, or had its time to let go: only a change of the node means anything.
+    case dead
+    /// One that has never seen a ring of ours, whatever its state.
+    case successor
+  }
+
   /// What happened.
   public enum Event: Sendable, Equatable {
     /// The handshake begins; both states as they are found.
@@ -67,6 +77,8 @@ public struct FrontendStateMachine: Sendable, Equatable {
     case online(Bool)
     /// The backend's program has ended, whatever its state node says; the sentence says how.
     case backendDied(String)
+    /// The nodes of a backend that died were made anew since, and its successor's state is this.
+    case backendReplaced(XenbusState)
     /// Every queue has let go.
     case suspended
     /// The domain was restored or migrated: the toolstack has made both directories anew.
@@ -123,8 +135,8 @@ public struct FrontendStateMachine: Sendable, Equatable {
   public let reconnects: Bool
   /// Whether the device was connected and is to be connected again.
   public internal(set) var isRecovering = false
-  /// The backend's state node was last written by one that is dead: only a change of it means anything.
-  var backendIsDead = false
+  /// Who has the backend's nodes.
+  var holder = Holder.same
   /// The toolstack does not want the device gone.
   var isOnline = true
   /// The backend broke the protocol: it gets a moment to come to its senses.
@@ -191,6 +203,10 @@ public struct FrontendStateMachine: Sendable, Equatable {
       return []
     case .backendDied(let sentence):
       return died(XbdError(.backendGone, sentence))
+    case .backendReplaced(let state):
+      backend = state
+      if holder == .dead { holder = .successor }
+      return backendMoved()
     case .suspended:
       return phase == .suspending ? queuesLetGo() : []
     case .resumed(let own, let backend):
@@ -219,6 +235,8 @@ public struct FrontendStateMachine: Sendable, Equatable {
 
   mutating func beginWaiting() -> [Action] {
     phase = .waitingForBackend
+    // Whoever it is sees the next ring.
+    holder = .same
     return [.setState(.initialising), .startTimer, .startGraceTimer] + backendMoved()
   }
 

@@ -8,8 +8,9 @@ import Blkif
 import Glibc
 import Platform
 import XbdBack
-import XenLoopback
+import XbdFront
 import Xen
+import XenLoopback
 
 /// Which backend serves the image.
 enum BackendChoice: String, ExpressibleByArgument, CaseIterable {
@@ -33,6 +34,8 @@ final class OutsideBackend {
   private let lost: LostBackend
   /// A backend has died and is to be followed by another one; not before this time.
   private var replacementDue: UInt64?
+  /// The nodes are ready for it.
+  private var isReplacementReady = false
   /// Xen as the frontend's domain sees it.
   let frontend: any XenSystem
 
@@ -153,13 +156,26 @@ final class OutsideBackend {
   /// Whether `replaceIfPossible` should be called again soon.
   var isBeingReplaced: Bool { replacementDue != nil }
 
-  /// Starts another backend, or makes the device ready for the one that the user starts, if it is time.
-  func replaceIfPossible() throws {
+  /// Makes the nodes ready for another backend and starts it, or has the user start it: each when it is time.
+  func replaceIfPossible(on device: BlockDevice) throws {
     guard let due = replacementDue, MonotonicClock.nanoseconds() >= due else { return }
-    // While the nodes name a ring, a new backend would serve it: requests of long ago, from pages used anew.
-    guard let state = try toolstack.store.read(nodes.frontendPath + "/state"), ["1", "6"].contains(state)
-    else { return }
+    func state() throws -> String? { try toolstack.store.read(nodes.frontendPath + "/state") }
+    if !isReplacementReady {
+      // While the nodes name a ring, a new backend would serve it: requests of long ago, from pages used anew.
+      guard let state = try state(), ["1", "6"].contains(state) else { return }
+      try makeNodesReady()
+      isReplacementReady = true
+      device.backendReplaced()
+    }
+    // NetBSD's and MirageOS's are gone for good when they find a frontend at 6.
+    guard try state() == "1" else { return }
+    isReplacementReady = false
     replacementDue = nil
+    try start()
+    helper?.showOutput()
+  }
+
+  private func makeNodesReady() throws {
     if disk?.isAttachedByQEMU == true {
       // QEMU writes the nodes by itself, and would attach a second disk to nodes in state 1. They stay, as nodes that
       // it makes anew cannot be read by the frontend at first.
@@ -167,8 +183,6 @@ final class OutsideBackend {
     } else {
       try toolstack.renewBackend(nodes)
     }
-    try start()
-    helper?.showOutput()
   }
 
   /// A replacement that died at once is followed by the next in a moment.

@@ -100,7 +100,7 @@ final class ServeSession {
       }
     }
     do {
-      try outside.replaceIfPossible()
+      try outside.replaceIfPossible(on: device)
       return nil
     } catch {
       return "no backend can take the place of the one that ended: \(error)"

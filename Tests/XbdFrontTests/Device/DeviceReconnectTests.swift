@@ -90,6 +90,25 @@ import Xen
     #expect(device.state == .closed)
   }
 
+  @Test func aSuccessorThatIsAtTheDeadOnesStateIsTold() throws {
+    let (system, device, ended) = try Self.connected()
+    try Self.flush(device)
+    system.tree.with { $0.hook = nil }
+    device.backendDied("it was killed")
+    Self.poll(device, until: "the frontend has closed") { system.ownStates.last == "6" }
+    // Its 1 and 2 came and went before anybody looked.
+    system.answer(FakeSystem.honest)
+    system.setBackend("4")
+    #expect(device.state == .reconnecting)
+    device.backendReplaced()
+    Self.poll(device, until: "connected again") { device.state == .connected }
+    Self.poll(device, until: "the flush is answered") {
+      Self.answer(system)
+      return ended.with { $0 } == [.okay]
+    }
+    #expect(BlockDeviceTests.close(device))
+  }
+
   @Test(arguments: ["6", "1", "2"])
   func aBackendThatLeavesWithoutAWordIsFollowed(state: String) throws {
     let (system, device, ended) = try Self.connected()

@@ -43,7 +43,7 @@ import Xen
   ]
   static let others: [Event] =
     FrontendStateMachineTests.others + [
-      .online(false), .online(true), .backendDied("z"), .suspended,
+      .online(false), .online(true), .backendDied("z"), .backendReplaced(.connected), .suspended,
       .resumed(own: .initialising, backend: .initWait), .reconnectExpired("w"),
       .storeLost(XbdError(.system, "v")),
     ]
@@ -99,6 +99,39 @@ import Xen
     #expect(machine.handle(.backendState(.connected)) == [.connect, .setState(.connected), .serve])
     _ = machine.handle(.backendState(.connected))
     #expect(!machine.isRecovering)
+  }
+
+  /// NetBSD's is at 4 before it has seen a ring, and nobody may have looked while it was at 1 and 2.
+  @Test(arguments: [XenbusState.initWait, .initialised, .connected])
+  func aSuccessorIsKnownByItsNodesWhateverItsState(state: XenbusState) {
+    var (machine, _) = Self.run(Self.killed + [.suspended])
+    #expect(machine.handle(.backendState(.connected)) == [])
+    let actions = machine.handle(.backendReplaced(state))
+    #expect(Self.states(actions).first == .initialising)
+    #expect(Self.publishes(actions))
+  }
+
+  @Test func aSuccessorThatComesWhileTheNextTryWaitsIsThereForIt() {
+    var (machine, _) = Self.run((Self.ways["published"] ?? []) + [.backendDied("again")])
+    #expect(machine.phase == .pausing)
+    #expect(machine.handle(.backendReplaced(.connected)) == [])
+    #expect(Self.publishes(machine.handle(.timedOut)))
+  }
+
+  @Test func aReplacementThatNobodyDiedForIsNoneButItsStateCounts() {
+    var (machine, _) = Self.run(Self.connected + [.backendState(.initWait), .suspended])
+    #expect(machine.handle(.backendReplaced(.connected)) == [])
+    #expect(machine.phase == .resettingClosing)
+    #expect(Self.states(machine.handle(.backendReplaced(.closing))) == [.closed])
+  }
+
+  /// QEMU's nodes stay, at 6, for its successor.
+  @Test func aBackendThatCameAfterADeadOneIsAskedAsAnyOther() {
+    var (machine, _) = Self.run(Self.killed + [.suspended, .backendState(.closed), .backendState(.connected)])
+    #expect(machine.phase == .connected)
+    _ = machine.handle(.backendState(.initWait))
+    #expect(Self.states(machine.handle(.suspended)) == [.closing])
+    #expect(machine.phase == .resettingClosing, "it may be connecting to the ring that the nodes name")
   }
 
   @Test(arguments: [XenbusState.initialising, .initWait])

@@ -39,6 +39,7 @@ extension Pair {
         description: "\(profile): the frontend has not closed; \(standing)")
     }
     try toolstack.renewBackend(nodes)
+    device?.backendReplaced()
     // NetBSD's and MirageOS's are gone for good when they find a frontend at Closed.
     try wait("the frontend has begun anew") { (try? frontNode("state")) == "1" }
     try startBackend(configuration)
