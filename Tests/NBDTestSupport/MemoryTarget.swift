@@ -27,6 +27,7 @@ public final class MemoryDisk: @unchecked Sendable {
   let cancelled = Atomic<Int>(0)
   private let pace = Atomic<UInt64>(0)
   private let tellings = Atomic<Int>(0)
+  private let poor = Atomic(false)
 
   /// Flushes completed.
   public var flushCount: Int { flushes.load(ordering: .sequentiallyConsistent) }
@@ -88,6 +89,12 @@ public final class MemoryDisk: @unchecked Sendable {
     return pace == 0 ? nil : now &+ pace
   }
 
+  /// Targets can neither flush nor trim from now on, whatever was said before.
+  ///
+  /// Wakes nobody: between two requests.
+  public func losesFeatures() { poor.store(true, ordering: .sequentiallyConsistent) }
+  var isPoor: Bool { poor.load(ordering: .relaxed) }
+
   /// Lets every operation end like this; nil for success.
   public func fail(with status: TargetStatus?) {
     failing.store(status.map { Int($0.rawValue) } ?? -1, ordering: .sequentiallyConsistent)
@@ -120,7 +127,12 @@ public final class MemoryTarget: BlockTarget {
   }
 
   /// The disk's, or what the test wants it to be.
-  public var geometry: TargetGeometry
+  public var geometry: TargetGeometry {
+    var geometry = facts
+    if disk.isPoor { (geometry.canFlush, geometry.canTrim) = (false, false) }
+    return geometry
+  }
+  private let facts: TargetGeometry
   /// See `BlockTarget`.
   public var onCompletion: (UInt64, TargetOperation, TargetStatus) -> Void = { _, _, _ in }
   private let disk: MemoryDisk
@@ -154,7 +166,7 @@ public final class MemoryTarget: BlockTarget {
     self.order = order
     self.operationCount = operationCount
     counter = try EventCounter()
-    self.geometry = geometry ?? disk.geometry
+    facts = geometry ?? disk.geometry
     operations = .allocate(capacity: operationCount)
     operations.initialize(repeating: Operation(), count: operationCount)
     operationPages = .allocate(capacity: operationCount * pagesPerOperation)

@@ -147,6 +147,32 @@ import Testing
     #expect(try client.call(NBDCommand.writeZeroes, length: 512).error == 0)
   }
 
+  /// A backend that came after a dead one may be poorer.
+  @Test(arguments: allStyles) func whatWasPromisedAndIsGoneIsNotSupported(style: ReplyStyle) throws {
+    let service = try Service()
+    let client = try TestClient(service.worker, style)
+    #expect(client.transmissionFlags.isSuperset(of: [.sendFlush, .sendFUA, .sendTrim]))
+    #expect(try client.call(NBDCommand.flush).error == 0)
+    service.disk.losesFeatures()
+    #expect(try client.call(NBDCommand.flush).error == NBDError.notSupported)
+    #expect(try client.call(NBDCommand.trim, length: 512).error == NBDError.notSupported)
+    for size in [1, 5000, 100_000] {
+      let refused = try client.write(0, pattern(size), flags: NBDCommandFlag.fua)
+      #expect(refused.error == NBDError.notSupported)
+    }
+    let zeroes = try client.call(NBDCommand.writeZeroes, flags: NBDCommandFlag.fua, length: 512)
+    #expect(zeroes.error == NBDError.notSupported)
+    #expect(service.disk.bytes.allSatisfy { $0 == 0 })
+    // Nothing has to be made durable for a read, and what needs nothing that is gone works.
+    #expect(try client.call(NBDCommand.read, flags: NBDCommandFlag.fua, length: 512).error == 0)
+    #expect(try client.write(0, pattern(4096)).error == 0)
+    // Who comes now was promised nothing.
+    let next = try TestClient(service.worker, style)
+    #expect(next.transmissionFlags.isDisjoint(with: [.sendFlush, .sendFUA, .sendTrim]))
+    #expect(try next.call(NBDCommand.flush).error == NBDError.invalid)
+    #expect(try next.write(0, [1], flags: NBDCommandFlag.fua).error == NBDError.invalid)
+  }
+
   @Test(arguments: allStyles, [true, false])
   func aReadOnlyExportRefusesEveryKindOfWrite(style: ReplyStyle, byTarget: Bool) throws {
     let service = try Service(

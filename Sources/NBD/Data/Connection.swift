@@ -29,8 +29,8 @@ struct Connection: ~Copyable {
   /// Counts the entry's uses, so that an event for an earlier one is recognised.
   var generation: UInt32 = 0
   var phase = ConnectionPhase.handshake
-  var style = ReplyStyle.simple
-  var hasAllocationContext = false
+  var session = NegotiatedSession()
+  var style: ReplyStyle { session.style }
 
   // Receiving.
   var buffer = ReceiveBuffer()

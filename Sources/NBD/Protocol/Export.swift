@@ -56,7 +56,9 @@ enum ReplyStyle: UInt8 {
 /// What a handshake agreed on.
 struct NegotiatedSession: Equatable {
   /// The kind of messages.
-  var style: ReplyStyle
+  var style = ReplyStyle.simple
   /// Whether `base:allocation` was selected for this export.
-  var hasAllocationContext: Bool
+  var hasAllocationContext = false
+  /// What the client was told that it may ask for; the device may have lost it since.
+  var flags: NBDTransmissionFlags = []
 }

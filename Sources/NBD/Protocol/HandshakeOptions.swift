@@ -39,12 +39,10 @@ extension Handshake {
     name.isEmpty || name.elementsEqual(export.name.utf8)
   }
 
-  private func session() -> NegotiatedSession {
-    NegotiatedSession(style: style, hasAllocationContext: hasAllocationContext)
-  }
-
-  private func flags(_ export: Export, _ geometry: TargetGeometry) -> UInt16 {
-    export.transmissionFlags(geometry, style: style, hasContext: hasAllocationContext).rawValue
+  private func session(_ export: Export, _ geometry: TargetGeometry) -> NegotiatedSession {
+    NegotiatedSession(
+      style: style, hasAllocationContext: hasAllocationContext,
+      flags: export.transmissionFlags(geometry, style: style, hasContext: hasAllocationContext))
   }
 
   private func exportName(_ name: ArraySlice<UInt8>, _ export: Export, _ geometry: TargetGeometry) -> Action {
@@ -52,9 +50,10 @@ extension Handshake {
     guard accepts(name, export), style != .extended else { return .close([]) }
     var bytes: [UInt8] = []
     bytes.appendBigEndian(geometry.byteCount)
-    bytes.appendBigEndian(flags(export, geometry))
+    let session = session(export, geometry)
+    bytes.appendBigEndian(session.flags.rawValue)
     if sendsZeroes { bytes.append(contentsOf: repeatElement(0, count: 124)) }
-    return .transmit(bytes, session())
+    return .transmit(bytes, session)
   }
 
   private func list(_ export: Export) -> Action {
@@ -91,14 +90,14 @@ extension Handshake {
       replies += Self.reply(option, NBDOptionReply.info, blockSizes(geometry))
     }
     replies += Self.reply(option, NBDOptionReply.ack)
-    return option == NBDOption.go ? .transmit(replies, session()) : .send(replies)
+    return option == NBDOption.go ? .transmit(replies, session(export, geometry)) : .send(replies)
   }
 
   private func exportInformation(_ export: Export, _ geometry: TargetGeometry) -> [UInt8] {
     var data: [UInt8] = []
     data.appendBigEndian(NBDInfo.export)
     data.appendBigEndian(geometry.byteCount)
-    data.appendBigEndian(flags(export, geometry))
+    data.appendBigEndian(session(export, geometry).flags.rawValue)
     return data
   }
 

@@ -57,15 +57,23 @@ enum RequestVerdict {
   case disconnect
 }
 
+extension NegotiatedSession {
+  /// The answer to a request for what the device has not.
+  fileprivate func lacks(_ promise: NBDTransmissionFlags) -> RequestVerdict {
+    .answer(flags.contains(promise) ? NBDError.notSupported : NBDError.invalid)
+  }
+}
+
 extension RequestHeader {
   /// Judges a request, without looking at its payload.
   ///
   /// - Parameters:
   ///   - geometry: the device, with `isReadOnly` set when the export is.
-  ///   - style: what the connection agreed on.
-  ///   - hasContext: whether block status was negotiated.
-  func verdict(_ geometry: TargetGeometry, style: ReplyStyle, hasContext: Bool) -> RequestVerdict {
-    var known: UInt16 = geometry.canFlush ? NBDCommandFlag.fua : 0
+  ///   - session: what the connection agreed on. What it was promised and the device has no more is not supported;
+  ///     what it was not promised is invalid.
+  func verdict(_ geometry: TargetGeometry, _ session: NegotiatedSession) -> RequestVerdict {
+    let (style, hasContext) = (session.style, session.hasAllocationContext)
+    var known = geometry.canFlush || session.flags.contains(.sendFUA) ? NBDCommandFlag.fua : 0
     switch command {
     case NBDCommand.read:
       if style != .simple { known |= NBDCommandFlag.dontFragment }
@@ -83,22 +91,21 @@ extension RequestHeader {
         return .answer(NBDError.invalid)
       }
       if geometry.isReadOnly { return .answer(NBDError.notPermitted) }
-      return range(geometry, beyond: NBDError.noSpace) ?? .perform(.write)
+      return durability(geometry) ?? range(geometry, beyond: NBDError.noSpace) ?? .perform(.write)
     case NBDCommand.flush:
-      guard geometry.canFlush, flags & ~known == 0, byteOffset == 0, length == 0 else {
-        return .answer(NBDError.invalid)
-      }
+      guard flags & ~known == 0, byteOffset == 0, length == 0 else { return .answer(NBDError.invalid) }
+      guard geometry.canFlush else { return session.lacks(.sendFlush) }
       return .perform(.flush)
     case NBDCommand.trim:
       guard flags & ~known == 0 else { return .answer(NBDError.invalid) }
       if geometry.isReadOnly { return .answer(NBDError.notPermitted) }
-      guard geometry.canTrim else { return .answer(NBDError.invalid) }
-      return range(geometry, beyond: NBDError.invalid) ?? .perform(.trim)
+      guard geometry.canTrim else { return session.lacks(.sendTrim) }
+      return durability(geometry) ?? range(geometry, beyond: NBDError.invalid) ?? .perform(.trim)
     case NBDCommand.writeZeroes:
       known |= NBDCommandFlag.noHole | NBDCommandFlag.fastZero
       guard flags & ~known == 0 else { return .answer(NBDError.invalid) }
       if geometry.isReadOnly { return .answer(NBDError.notPermitted) }
-      if let refusal = range(geometry, beyond: NBDError.noSpace) { return refusal }
+      if let refusal = durability(geometry) ?? range(geometry, beyond: NBDError.noSpace) { return refusal }
       if flags & NBDCommandFlag.fastZero != 0 && !geometry.canFastZero {
         return .answer(NBDError.notSupported)
       }
@@ -116,6 +123,12 @@ extension RequestHeader {
     default:
       return .answer(NBDError.invalid)
     }
+  }
+
+  /// What FUA alone decides: an error where nothing can be made durable any more.
+  @inline(__always)
+  private func durability(_ geometry: TargetGeometry) -> RequestVerdict? {
+    geometry.canFlush || flags & NBDCommandFlag.fua == 0 ? nil : .answer(NBDError.notSupported)
   }
 
   /// What the range alone decides: an error past the end, done for no bytes at all, nil for a good range.

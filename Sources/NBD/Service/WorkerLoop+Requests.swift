@@ -85,9 +85,7 @@ extension WorkerLoop {
       guard table.hasFree, mayBegin(index) else { return (.blockedOnResources, 0) }
       connection.pointee.buffer.consume(payload)
     } else {
-      verdict = header.verdict(
-        state.pointee.geometry, style: connection.pointee.style,
-        hasContext: connection.pointee.hasAllocationContext)
+      verdict = header.verdict(state.pointee.geometry, connection.pointee.session)
       if state.pointee.isStopping, header.command != NBDCommand.disconnect {
         verdict = .answer(NBDError.shutdown)
       }
@@ -252,9 +250,7 @@ extension WorkerLoop {
     guard context == NBDMetaContext.allocationID else { return .answer(NBDError.invalid) }
     header.length = length
     header.flags &= ~NBDCommandFlag.payloadLength
-    return header.verdict(
-      state.pointee.geometry, style: connection.pointee.style,
-      hasContext: connection.pointee.hasAllocationContext)
+    return header.verdict(state.pointee.geometry, connection.pointee.session)
   }
 
   /// Drops the payload of a refused request.
@@ -350,8 +346,7 @@ extension WorkerLoop {
       connection.pointee.handshakeOutput += bytes
       connection.pointee.handshake = nil
       connection.pointee.phase = .transmission
-      connection.pointee.style = session.style
-      connection.pointee.hasAllocationContext = session.hasAllocationContext
+      connection.pointee.session = session
       state.pointee.handshakes -= 1
       enqueueFlush(index)
       return nil

@@ -127,7 +127,8 @@ import Xen
 
   /// QEMU's nodes stay, at 6, for its successor.
   @Test func aBackendThatCameAfterADeadOneIsAskedAsAnyOther() {
-    var (machine, _) = Self.run(Self.killed + [.suspended, .backendState(.closed), .backendState(.connected)])
+    var (machine, _) = Self.run(
+      Self.killed + [.suspended, .backendState(.closed), .backendState(.connected)])
     #expect(machine.phase == .connected)
     _ = machine.handle(.backendState(.initWait))
     #expect(Self.states(machine.handle(.suspended)) == [.closing])
