@@ -13,6 +13,8 @@ read -r -a serve_args <<<"${XBD_SERVE_ARGS:-}"
 backend=${XBD_BACKEND:-reference}
 # Which known backend the reference backend behaves as; empty for none.
 profile=${XBD_PROFILE:-}
+# shellcheck disable=SC2034 # for the scripts
+known_profiles=$(<"$here/known-profiles")
 # What has no flush must not be asked for one: nbdcopy's option, where it may be given.
 # shellcheck disable=SC2034 # for the scripts
 flush_option=(--flush)

@@ -10,7 +10,7 @@ set -euo pipefail
 requires nbdcopy nbdinfo fio python3-libnbd
 
 case ${XBD_PROFILES:-all} in
-  all | default) profiles="linux-6.x linux-3.x qemu tapdisk freebsd netbsd mirage minimal" ;;
+  all | default) profiles=$known_profiles ;;
   *) profiles=$XBD_PROFILES ;;
 esac
 random_file "$dir/in" $((4 << 20))

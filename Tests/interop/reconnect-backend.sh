@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# timeout: 300
+# timeout: 400
 # serve --reconnect starts the next QEMU when the one that serves is killed in the middle of I/O: the clients of the
 # socket notice a pause and nothing else, with rings of any order, on a raw image and on a qcow2, and nothing is left
-# behind in the server.
+# behind in the server. The same with the reference backend's process, as each backend that is known.
 # backend: own; it is about backends in processes of their own
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
@@ -35,12 +35,12 @@ try() {
   killer >"$dir/killed" 2>/dev/null &
   local killer=$!
   started+=("$killer")
-  XBD_SOAK_MODEL=$dir/model libnbd 4 "" <"$here/soak.py"
+  XBD_SOAK_MODEL=$dir/model libnbd 3 "" <"$here/soak.py"
   kill_hard "$killer"
   # Whatever is on its way up has come.
   eventually nbdinfo --size "$uri"
   stop
-  echo "$backend, $format, $*: killed $(wc -l <"$dir/killed") times"
+  echo "$backend${profile:+ as $profile}, $format, $*: killed $(wc -l <"$dir/killed") times"
   [ "$(wc -l <"$dir/killed")" -ge 2 ] || fail "the backend was not killed often enough to show anything"
   contains "what the server says" "$(cat "$dir/server$servers.err")" "killed by signal 9"
   [ "$format" = raw ] || qemu-img check -q -r leaks "$dir/disk.qcow2" >/dev/null 2>&1
@@ -55,6 +55,13 @@ try qemu qcow2
 backend=process
 try process raw
 try process raw --queues 2 --indirect 32
+for profile in $known_profiles; do
+  # MirageOS's waits for the frontend, which would be patient with it for longer than it lives here.
+  grace=()
+  [ "$profile" != mirage ] || grace=(--initialising-grace 20)
+  XBD_PROFILE=$profile try process raw "${grace[@]}"
+done
+profile=
 
 # What was answered is there after a kill, flushed or not: a qcow2's new clusters as well, of which QEMU keeps note in
 # its own memory for as long as it may.

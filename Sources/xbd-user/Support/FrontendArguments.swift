@@ -75,6 +75,12 @@ struct FrontendArguments: ParsableArguments {
   var timeout = 30
 
   @Option(
+    help: ArgumentHelp(
+      "How long the backend may stay at Initialising before the ring is published all the same, as MirageOS's wants it.",
+      valueName: "milliseconds"))
+  var initialisingGrace = 2000
+
+  @Option(
     help: "Seconds that the backend may leave a request unanswered; then the device is given up. 0: for ever."
   )
   var requestTimeout = 0
@@ -92,6 +98,9 @@ struct FrontendArguments: ParsableArguments {
     guard (0...86400).contains(requestTimeout) else {
       throw ValidationError("--request-timeout takes 0 to 86400 seconds")
     }
+    guard (0...86_400_000).contains(initialisingGrace) else {
+      throw ValidationError("--initialising-grace takes 0 to 86400000 milliseconds")
+    }
     guard (1...86400).contains(timeout) else { throw ValidationError("--timeout takes 1 to 86400 seconds") }
   }
 
@@ -107,6 +116,7 @@ struct FrontendArguments: ParsableArguments {
     options.trusted = trusted.map { $0 == .yes }
     options.abi = abi
     options.handshakeTimeout = .seconds(timeout)
+    options.initialisingGrace = .milliseconds(initialisingGrace)
     options.requestTimeout = requestTimeout == 0 ? nil : .seconds(requestTimeout)
     options.useFlush = !ignoreFlush
     options.useBarrier = !ignoreBarrier
