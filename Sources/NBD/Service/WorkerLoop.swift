@@ -232,7 +232,8 @@ final class WorkerLoop {
     return state.pointee.gather.sleep(now: now, isDeep: isDeep) { ThreadClock.nanoseconds() }
   }
 
-  /// Looks for work without sleeping.
+  /// Looks for work without sleeping, and lets others use the processor in between: the client that the work comes from
+  /// may be waiting for it.
   ///
   /// - Returns: whether some came.
   private func spin() -> Bool {
@@ -254,7 +255,8 @@ final class WorkerLoop {
       found = found || runQueue.count > 0 || flushQueue.count > 0 || mailbox.isWaiting
       now = MonotonicClock.nanoseconds()
       if found { break }
-      cxen_spin_hint()
+      // On a processor that nobody else wants it comes back at once. Linux yields within a scheduling group only.
+      sched_yield()
     } while now &- start < limit
     state.pointee.now = now
     counters.add(.spinNanoseconds, now &- start)
