@@ -1,21 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// An NBD server that stores nothing: what no server on one thread can be faster than with a given client. It takes as
-// many requests as one recv brings, answers all of them with one sendmsg, and touches no payload. What is left is the
-// client, the socket, and the wake-ups between the two.
+// An NBD server that does nothing but move bytes: what no server on one thread can be faster than with a given client and
+// the same storage. It takes as many requests as one recv brings and answers all of them with one sendmsg; it checks
+// hardly anything, and cannot flush. Memory leaves from where it lies; a file is read and written with one system call
+// for each request. What is left is the client, the socket, the wake-ups between the two, and the storage.
 //
-//     bound SOCKET SIZE [MICROSECONDS]
+//     bound SOCKET SIZE MICROSECONDS [FILE]
 //
+// FILE: what is served instead of memory.
 // MICROSECONDS: after a turn that brought several requests it sleeps that long, so that more of them pile up; what a
 // client that keeps its processor busy is served fastest by (docs/data-path.md, "Gathering").
 #define _GNU_SOURCE
 #include <endian.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/un.h>
@@ -34,12 +38,16 @@ struct connection {
 };
 
 static uint64_t disk_size;
-static char zeroes[LARGEST];
+static char *memory;
+static int file = -1;
+// What was read for the replies of one turn.
+static char staged[BUFFER];
 
 static void put16(char *to, uint16_t v) { v = htobe16(v); memcpy(to, &v, sizeof v); }
 static void put32(char *to, uint32_t v) { v = htobe32(v); memcpy(to, &v, sizeof v); }
 static void put64(char *to, uint64_t v) { v = htobe64(v); memcpy(to, &v, sizeof v); }
 static uint16_t get16(const char *from) { uint16_t v; memcpy(&v, from, sizeof v); return be16toh(v); }
+static uint64_t get64(const char *from) { uint64_t v; memcpy(&v, from, sizeof v); return be64toh(v); }
 static uint32_t get32(const char *from) { uint32_t v; memcpy(&v, from, sizeof v); return be32toh(v); }
 
 static int read_all(int s, char *to, size_t n) {
@@ -96,22 +104,22 @@ static int send_all(int s, struct iovec *vectors, int count) {
   return 0;
 }
 
-// One recv, one sendmsg; how many requests that were, or -1 when the client is gone.
-static int turn(struct connection *c) {
+// Answers what the buffer begins with; how many requests that were, or -1 when the client is gone.
+static int answer(struct connection *c, size_t *taken) {
   static struct iovec vectors[2 * BATCH];
   static char heads[BATCH][CHUNK];
-  ssize_t got = recv(c->socket, c->buffer + c->filled, BUFFER - c->filled, MSG_DONTWAIT);
-  if (got <= 0) return got < 0 && errno == EAGAIN ? 0 : -1;
-  c->filled += (size_t)got;
-  size_t at = 0;
+  size_t at = *taken, used = 0;
   int requests = 0, count = 0;
   while (requests < BATCH && c->filled - at >= REQUEST) {
     const char *head = c->buffer + at;
     uint16_t command = get16(head + 6);
+    uint64_t from = get64(head + 16);
     uint32_t length = get32(head + 24);
-    if (command == COMMAND_DISCONNECT || length > LARGEST) return -1;
+    if (command == COMMAND_DISCONNECT || length > LARGEST || from > disk_size || length > disk_size - from) return -1;
     size_t whole = REQUEST + (command == COMMAND_WRITE ? length : 0);
-    if (c->filled - at < whole) break;
+    if (c->filled - at < whole || used + length > sizeof staged) break;
+    if (command == COMMAND_WRITE && memory) memcpy(memory + from, head + REQUEST, length);
+    if (command == COMMAND_WRITE && !memory && pwrite(file, head + REQUEST, length, (off_t)from) != (ssize_t)length) return -1;
     char *reply = heads[requests++];
     int chunk = c->structured && command == COMMAND_READ;
     if (chunk) {
@@ -123,12 +131,29 @@ static int turn(struct connection *c) {
     }
     memcpy(reply + 8, head + 8, 8);
     vectors[count++] = (struct iovec){reply, chunk ? CHUNK : REPLY};
-    if (command == COMMAND_READ) vectors[count++] = (struct iovec){zeroes, length};
+    if (command == COMMAND_READ) {
+      vectors[count++] = (struct iovec){memory ? memory + from : staged + used, length};
+      if (!memory && pread(file, staged + used, length, (off_t)from) != (ssize_t)length) return -1;
+      used += length;
+    }
     at += whole;
   }
-  memmove(c->buffer, c->buffer + at, c->filled - at);
-  c->filled -= at;
+  *taken = at;
   return send_all(c->socket, vectors, count) < 0 ? -1 : requests;
+}
+
+// One recv, and one sendmsg unless that brought very much.
+static int turn(struct connection *c) {
+  ssize_t got = recv(c->socket, c->buffer + c->filled, BUFFER - c->filled, MSG_DONTWAIT);
+  if (got <= 0) return got < 0 && errno == EAGAIN ? 0 : -1;
+  c->filled += (size_t)got;
+  size_t taken = 0;
+  int all = 0;
+  for (int some = 1; some > 0; all += some)
+    if ((some = answer(c, &taken)) < 0) return -1;
+  memmove(c->buffer, c->buffer + taken, c->filled - taken);
+  c->filled -= taken;
+  return all;
 }
 
 static int add(int epoll, int s, struct connection *c) {
@@ -151,11 +176,16 @@ static void welcome(int epoll, int listener) {
 }
 
 int main(int count, char **words) {
-  if (count < 3) return fprintf(stderr, "usage: bound SOCKET SIZE [MICROSECONDS]\n"), 2;
+  if (count < 4) return fprintf(stderr, "usage: bound SOCKET SIZE MICROSECONDS [FILE]\n"), 2;
   struct sockaddr_un address = {.sun_family = AF_UNIX};
   snprintf(address.sun_path, sizeof address.sun_path, "%s", words[1]);
   disk_size = strtoull(words[2], NULL, 10);
-  struct timespec rest = {.tv_nsec = count > 3 ? atoi(words[3]) * 1000L : 0};
+  struct timespec rest = {.tv_nsec = atoi(words[3]) * 1000L};
+  if (count > 4 && (file = open(words[4], O_RDWR)) < 0) return perror(words[4]), 1;
+  if (file < 0) {
+    memory = mmap(NULL, disk_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) return perror("memory"), 1;
+  }
   int listener = socket(AF_UNIX, SOCK_STREAM, 0), epoll = epoll_create1(0);
   if (bind(listener, (struct sockaddr *)&address, sizeof address) < 0 || listen(listener, 8) < 0 || add(epoll, listener, NULL) < 0)
     return perror(words[1]), 1;

@@ -25,9 +25,9 @@ def compare(samples, workloads, servers):
     for workload in workloads:
         for ours in (s for s in servers if s.ours and not s.twin):
             # A file is held against files; memory against whatever is fastest.
-            others = [s for s in servers if not s.ours and s.kind != "bound"]
+            others = [s for s in servers if not s.ours and not s.is_bound]
             peers = [s for s in others if ours.kind == "memory" or s.kind == ours.kind]
-            bounds = [s for s in servers if s.kind == "bound"]
+            bounds = [s for s in servers if s.is_bound and s.kind == ours.kind]
             for key, goal, better in (("value", workload.goal, max), ("cpu_per_gib", workload.cpu_goal, min)):
                 if goal is None or not values(samples, workload.name, ours.name, key):
                     continue
@@ -38,7 +38,7 @@ def compare(samples, workloads, servers):
                 ratio = paired(samples, workload.name, ours.name, best.name, key)
                 if ratio is None:
                     continue
-                # What a server that does nothing reaches against that peer.
+                # What a server that only moves bytes reaches against that peer.
                 limits = [paired(samples, workload.name, b.name, best.name, key) for b in bounds]
                 limit = better((l for l in limits if l), default=None)
                 results.append({
@@ -89,7 +89,7 @@ def table(samples, workloads, servers, results):
         for r in results:
             what = "throughput" if r["metric"] == "value" else "CPU per GiB"
             sign = "≥" if r["metric"] == "value" else "≤"
-            bound = f", a server that does nothing {r['bound']:.2f}×" if r["bound"] else ""
+            bound = f", a server that only moves bytes {r['bound']:.2f}×" if r["bound"] else ""
             lines.append(
                 f"  {'met   ' if r['met'] else 'MISSED'}  {r['workload']:<16} {r['server']:<11} {what:<12}"
                 f"{r['ratio']:>6.2f}×  goal {sign} {r['goal']}×  (best: {r['best_peer']}{bound})")

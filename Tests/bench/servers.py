@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The servers that are compared: how each is started on a Unix socket, and what processor time it has used.
 
-Two of them are no peers: `bound` and `bound-gather` store nothing (bound.c). What they reach is what no server on one
-thread can pass with the client at hand, so that a goal beyond it is known to be out of reach.
+Four of them are no peers: they do nothing but move bytes (bound.c). What they reach is what no server on one thread can
+pass with the client at hand and the same storage, so that a goal beyond it is known to be out of reach.
 """
 
 import os
@@ -15,11 +15,11 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Server:
-    """One running server. `kind` is what is behind it: memory, a file on tmpfs, or nothing ("bound"). `twin` is the
-    server that has the same storage behind another way in: that one it is compared with, and with nobody else."""
+    """One running server. `kind` is what is behind it: memory, or a file on tmpfs. `twin` is the server that has the same
+    storage behind another way in: that one it is compared with, and with nobody else. `is_bound`: no peer."""
 
-    def __init__(self, name, kind, ours, command, needs, twin=None):
-        self.name, self.kind, self.ours, self.twin = name, kind, ours, twin
+    def __init__(self, name, kind, ours, command, needs, twin=None, is_bound=False):
+        self.name, self.kind, self.ours, self.twin, self.is_bound = name, kind, ours, twin, is_bound
         self.command, self.needs = command, needs
         self.process = None
 
@@ -102,14 +102,15 @@ def nbd_server(server, _):
     return ["nbd-server", "-C", config, "-p", os.path.join(server.directory, "pid")]
 
 
-def bound(*arguments):
+def bound(name, kind, microseconds):
     def command(server, size):
         program = os.path.join(server.directory, "bound")
         source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bound.c")
         subprocess.run(["cc", "-O2", "-Wall", "-o", program, source], check=True)
-        return [program, server.socket, str(size), *arguments]
+        image = [server.image] if kind == "file" else []
+        return [program, server.socket, str(size), str(microseconds), *image]
 
-    return command
+    return Server(name, kind, False, command, "cc", is_bound=True)
 
 
 def all_servers(xbd, arguments):
@@ -131,8 +132,10 @@ def all_servers(xbd, arguments):
         Server("qemu-nbd", "file", False,
                lambda s, size: ["qemu-nbd", "-t", "-e", "8", "-f", "raw", "-k", s.socket, s.image], "qemu-nbd"),
         Server("nbd-server", "file", False, nbd_server, "nbd-server"),
-        Server("bound", "bound", False, bound(), "cc"),
-        Server("bound-gather", "bound", False, bound("30"), "cc"),
+        bound("bound-memory", "memory", 0),
+        bound("bound-memory-30", "memory", 30),
+        bound("bound-file", "file", 0),
+        bound("bound-file-30", "file", 30),
     ]
 
 
