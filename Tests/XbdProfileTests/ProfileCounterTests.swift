@@ -67,6 +67,7 @@ import XbdFront
     #expect(front.reads == UInt64(sizes.count) && front.writes == UInt64(sizes.count))
     // An unaligned write reads its edges; zeroes are written and nothing is read for them.
     #expect(try pair.perform(.write, 700, data: pattern(1000, 2)) == .okay)
+    #expect(device.queues[0].counters.bytesWritten == total + 1000)
     back = pair.served.statistics
     #expect(back.sectorsRead * 512 == total + 1024)
     #expect(back.sectorsWritten * 512 == total + 1536)
