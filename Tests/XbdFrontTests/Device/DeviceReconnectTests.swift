@@ -248,8 +248,11 @@ import Xen
   func aMigratedDomainSharesEverythingAnewWithWhomeverTheToolstackNames(
     reconnects: Bool, oldBackendFiresFirst: Bool
   ) throws {
-    let (system, device, ended) = try Self.connected { $0.reconnects = reconnects }
-    system.tree["/local/domain/7/domid"] = "7"
+    let (system, device, ended) = try Self.connected {
+      $0.reconnects = reconnects
+    } prepare: {
+      $0.tree["/local/domain/7/domid"] = "7"
+    }
     try Self.flush(device)
     let other = "/local/domain/3/backend/vbd/7/51728"
     // In one go, as the toolstack does it while the domain is not running.
