@@ -25,9 +25,9 @@ def compare(samples, workloads, servers):
     for workload in workloads:
         for ours in (s for s in servers if s.ours and not s.twin):
             # A file is held against files; memory against whatever is fastest.
-            others = [s for s in servers if not s.ours and not s.is_bound]
+            others = [s for s in servers if not s.ours and not s.is_bare]
             peers = [s for s in others if ours.kind == "memory" or s.kind == ours.kind]
-            bounds = [s for s in servers if s.is_bound and s.kind == ours.kind]
+            movers = [s for s in servers if s.is_bare and s.kind == ours.kind]
             for key, goal, better in (("value", workload.goal, max), ("cpu_per_gib", workload.cpu_goal, min)):
                 if goal is None or not values(samples, workload.name, ours.name, key):
                     continue
@@ -39,10 +39,10 @@ def compare(samples, workloads, servers):
                 if ratio is None:
                     continue
                 # What a server that only moves bytes reaches against that peer.
-                limits = [paired(samples, workload.name, b.name, best.name, key) for b in bounds]
-                limit = better((l for l in limits if l), default=None)
+                theirs = [paired(samples, workload.name, b.name, best.name, key) for b in movers]
+                moving = better((ratio for ratio in theirs if ratio), default=None)
                 results.append({
-                    "bound": limit and round(limit, 3), "workload": workload.name, "server": ours.name, "metric": key, "best_peer": best.name,
+                    "bare": moving and round(moving, 3), "workload": workload.name, "server": ours.name, "metric": key, "best_peer": best.name,
                     "ratio": round(ratio, 3), "goal": goal, "met": ratio >= goal if key == "value" else ratio <= goal,
                 })
     return results
@@ -89,10 +89,10 @@ def table(samples, workloads, servers, results):
         for r in results:
             what = "throughput" if r["metric"] == "value" else "CPU per GiB"
             sign = "≥" if r["metric"] == "value" else "≤"
-            bound = f", a server that only moves bytes {r['bound']:.2f}×" if r["bound"] else ""
+            bare = f", a server that only moves bytes {r['bare']:.2f}×" if r["bare"] else ""
             lines.append(
                 f"  {'met   ' if r['met'] else 'MISSED'}  {r['workload']:<16} {r['server']:<11} {what:<12}"
-                f"{r['ratio']:>6.2f}×  goal {sign} {r['goal']}×  (best: {r['best_peer']}{bound})")
+                f"{r['ratio']:>6.2f}×  goal {sign} {r['goal']}×  (best: {r['best_peer']}{bare})")
         lines.append(f"{sum(r['met'] for r in results)} of {len(results)} goals met")
     pairs = twins(samples, workloads, servers)
     if pairs:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The servers that are compared: how each is started on a Unix socket, and what processor time it has used.
 
-Four of them are no peers: they do nothing but move bytes (bound.c). What they reach is what no server on one thread can
-pass with the client at hand and the same storage, so that a goal beyond it is known to be out of reach.
+Four of them are no peers: they do nothing but move bytes (bare.c). What they reach says what the client at hand, the socket
+and the storage leave to a server that has more to do.
 """
 
 import os
@@ -16,10 +16,10 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 class Server:
     """One running server. `kind` is what is behind it: memory, or a file on tmpfs. `twin` is the server that has the same
-    storage behind another way in: that one it is compared with, and with nobody else. `is_bound`: no peer."""
+    storage behind another way in: that one it is compared with, and with nobody else. `is_bare`: no peer."""
 
-    def __init__(self, name, kind, ours, command, needs, twin=None, is_bound=False):
-        self.name, self.kind, self.ours, self.twin, self.is_bound = name, kind, ours, twin, is_bound
+    def __init__(self, name, kind, ours, command, needs, twin=None, is_bare=False):
+        self.name, self.kind, self.ours, self.twin, self.is_bare = name, kind, ours, twin, is_bare
         self.command, self.needs = command, needs
         self.process = None
 
@@ -102,15 +102,15 @@ def nbd_server(server, _):
     return ["nbd-server", "-C", config, "-p", os.path.join(server.directory, "pid")]
 
 
-def bound(name, kind, microseconds):
+def bare(name, kind, microseconds):
     def command(server, size):
-        program = os.path.join(server.directory, "bound")
-        source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bound.c")
+        program = os.path.join(server.directory, "bare")
+        source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bare.c")
         subprocess.run(["cc", "-O2", "-Wall", "-o", program, source], check=True)
         image = [server.image] if kind == "file" else []
         return [program, server.socket, str(size), str(microseconds), *image]
 
-    return Server(name, kind, False, command, "cc", is_bound=True)
+    return Server(name, kind, False, command, "cc", is_bare=True)
 
 
 def all_servers(xbd, arguments):
@@ -132,10 +132,10 @@ def all_servers(xbd, arguments):
         Server("qemu-nbd", "file", False,
                lambda s, size: ["qemu-nbd", "-t", "-e", "8", "-f", "raw", "-k", s.socket, s.image], "qemu-nbd"),
         Server("nbd-server", "file", False, nbd_server, "nbd-server"),
-        bound("bound-memory", "memory", 0),
-        bound("bound-memory-30", "memory", 30),
-        bound("bound-file", "file", 0),
-        bound("bound-file-30", "file", 30),
+        bare("bare-memory", "memory", 0),
+        bare("bare-memory-30", "memory", 30),
+        bare("bare-file", "file", 0),
+        bare("bare-file-30", "file", 30),
     ]
 
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// An NBD server that does nothing but move bytes: what no server on one thread can be faster than with a given client and
-// the same storage. It takes as many requests as one recv brings and answers all of them with one sendmsg; it checks
+// An NBD server that does nothing but move bytes: what a client, a socket and the storage cost by themselves. No bound: a
+// server that chooses better when to sleep can be faster. It takes as many requests as one recv brings and answers all of them with one sendmsg; it checks
 // hardly anything, and cannot flush. Memory leaves from where it lies; a file is read and written with one system call
-// for each request. What is left is the client, the socket, the wake-ups between the two, and the storage.
+// for each request.
 //
-//     bound SOCKET SIZE MICROSECONDS [FILE]
+//     bare SOCKET SIZE MICROSECONDS [FILE]
 //
 // FILE: what is served instead of memory.
 // MICROSECONDS: after a turn that brought several requests it sleeps that long, so that more of them pile up; what a
@@ -176,7 +176,7 @@ static void welcome(int epoll, int listener) {
 }
 
 int main(int count, char **words) {
-  if (count < 4) return fprintf(stderr, "usage: bound SOCKET SIZE MICROSECONDS [FILE]\n"), 2;
+  if (count < 4) return fprintf(stderr, "usage: bare SOCKET SIZE MICROSECONDS [FILE]\n"), 2;
   struct sockaddr_un address = {.sun_family = AF_UNIX};
   snprintf(address.sun_path, sizeof address.sun_path, "%s", words[1]);
   disk_size = strtoull(words[2], NULL, 10);
