@@ -4,6 +4,8 @@
 import contextlib
 import errno
 import os
+import signal
+import time
 
 import nbd
 
@@ -45,6 +47,23 @@ def trim(handle, length, offset, flags=0):
     except nbd.Error as error:
         # Those who connect once that is known are not offered it.
         assert TRIM_FAILS and error.errnum == (errno.ENOTSUP if handle.can_trim() else errno.EINVAL), error
+
+
+def freeze(pid):
+    """SIGSTOP, and back only when no thread of the process runs: it stops when one of them gets to the signal, and until
+    then the others go on and answer."""
+    os.kill(pid, signal.SIGSTOP)
+    while any(state(f"{pid}/task/{task}") != "T" for task in os.listdir(f"/proc/{pid}/task")):
+        time.sleep(0.01)
+
+
+def state(process):
+    """The state of a process, or of one thread ("PID/task/TID"), as its letter in /proc; None once it is gone."""
+    try:
+        with open(f"/proc/{process}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return None
 
 
 @contextlib.contextmanager

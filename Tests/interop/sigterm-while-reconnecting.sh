@@ -27,12 +27,12 @@ for in_flight in 8 0; do
 import os, signal, sys, time
 
 import nbd
-from nbdtools import connect
+from nbdtools import connect, freeze, state
 
 back, server, count = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[4])
 h = connect()
 h.pwrite(b"\x5a" * 65536, 0)
-os.kill(back, signal.SIGSTOP)
+freeze(back)
 cookies = [h.aio_pwrite(b"\xa5" * 65536, n << 20) for n in range(max(count, 1))]
 # Only a request that nobody answers shows that the backend is no more.
 for _ in range(300):
@@ -48,13 +48,7 @@ else:
     cookies.append(h.aio_pread(nbd.Buffer(4096), 0))
 began = time.monotonic()
 os.kill(server, signal.SIGTERM)
-while time.monotonic() - began < 60:
-    try:
-        state = open(f"/proc/{server}/stat").read().split(")")[1].split()[0]
-    except FileNotFoundError:
-        break
-    if state == "Z":
-        break
+while time.monotonic() - began < 60 and state(server) not in (None, "Z"):
     time.sleep(0.05)
 took = time.monotonic() - began
 assert took < 10, f"the server took {took:.1f} s"

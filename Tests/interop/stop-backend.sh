@@ -30,24 +30,15 @@ kill -CONT "$qemu"
 
 # Stopped for longer: a request waits for as long as it takes.
 libnbd "$qemu" <<'PY'
-import os, signal, sys, time
+import os, signal, sys
 import nbd
-from nbdtools import connect
+from nbdtools import connect, freeze
 
 qemu = int(sys.argv[1])
 h = connect()
 h.pwrite(b"\x5a" * 4096, 4096)
 
-
-def stop():
-    # The process stops when one of its threads gets to the signal: until then the others run.
-    os.kill(qemu, signal.SIGSTOP)
-    states = lambda: {open(f"/proc/{qemu}/task/{t}/stat").read().rsplit(")", 1)[1].split()[0] for t in os.listdir(f"/proc/{qemu}/task")}
-    while states() != {"T"}:
-        time.sleep(0.01)
-
-
-stop()
+freeze(qemu)
 buffer = nbd.Buffer(4096)
 cookie = h.aio_pread(buffer, 4096)
 for _ in range(20):
@@ -59,7 +50,7 @@ while not h.aio_command_completed(cookie):
 assert bytes(buffer.to_bytearray()) == b"\x5a" * 4096
 
 # And for good: the server is told to end, and does.
-stop()
+freeze(qemu)
 cookie = h.aio_pread(nbd.Buffer(4096), 4096)
 h.poll(500)
 os.kill(int(os.popen(f"ps -o ppid= {qemu}").read()), signal.SIGTERM)
