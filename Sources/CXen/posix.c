@@ -7,6 +7,7 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -27,6 +28,10 @@ ssize_t cxen_pwritev2(int fd, const struct iovec *vectors, int count, off_t offs
     return pwritev2(fd, vectors, count, offset, flags);
 }
 int cxen_set_timer_slack(unsigned long nanoseconds) { return prctl(PR_SET_TIMERSLACK, nanoseconds); }
+int cxen_set_batch(int on) {
+    struct sched_param none = {0};
+    return sched_setscheduler(0, on ? SCHED_BATCH : SCHED_OTHER, &none);
+}
 int cxen_end_with_parent(int signal) { return prctl(PR_SET_PDEATHSIG, signal); }
 int cxen_gettid(void) { return (int)gettid(); }
 int cxen_set_thread_name(const char *name) {

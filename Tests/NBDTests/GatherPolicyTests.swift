@@ -13,29 +13,38 @@ import Testing
     let requests: (Int) -> Int
     /// Nanoseconds of processor time for each of them.
     var cost: (Int) -> Int = { _ in 1000 }
+    /// Requests more, in per cent, for a thread that is patient.
+    var gainOfPatience = 0
+    /// What everything is multiplied by at a time, in per cent: others use the machine.
+    var weather: (UInt64) -> Int = { _ in 100 }
   }
 
   private struct Run {
     var policy = GatherPolicy()
     var now: UInt64 = 1
     var processorTime: UInt64 = 0
-    var sleep = 0
+    var way = SleepWay.plain
 
     /// Goes on for two seconds.
     ///
     /// - Returns: how often of the last thousand times each sleep was chosen.
     mutating func go(on load: Load) -> [Int: Int] {
       var chosen: [Int: Int] = [:]
+      go(on: load) { chosen[$0.nanoseconds, default: 0] += 1 }
+      return chosen
+    }
+
+    mutating func go(on load: Load, last thousand: (SleepWay) -> Void) {
       for turn in 0..<40_000 {
         now += 50_000
-        let requests = load.requests(sleep)
+        let percent = (way.isPatient ? 100 + load.gainOfPatience : 100) * load.weather(now)
+        let requests = load.requests(way.nanoseconds) * percent / 10_000
         policy.observe(UInt64(requests))
-        processorTime += UInt64(requests * load.cost(sleep))
+        processorTime += UInt64(requests * load.cost(way.nanoseconds))
         let total = processorTime
-        sleep = policy.sleep(now: now, isDeep: load.isDeep) { total }
-        if turn >= 39_000 { chosen[sleep, default: 0] += 1 }
+        way = policy.way(now: now, isDeep: load.isDeep) { total }
+        if turn >= 39_000 { thousand(way) }
       }
-      return chosen
     }
   }
 
@@ -82,6 +91,45 @@ import Testing
     #expect(run.go(on: deep)[0, default: 0] < 300)
     #expect(run.go(on: Load { $0 == 0 ? 100 : 60 })[0, default: 0] > 700)
     #expect(run.go(on: deep)[0, default: 0] < 300)
+  }
+
+  @Test func patienceIsKeptWhereItPays() {
+    var patient = 0
+    var run = Run()
+    run.go(on: Load(requests: { $0 == 0 ? 100 : 60 }, gainOfPatience: 10)) { patient += $0.isPatient ? 1 : 0 }
+    #expect(patient > 700, "\(patient)")
+    // So small a change of the load is not seen at once.
+    let other = Load(requests: { $0 == 0 ? 100 : 60 }, gainOfPatience: -10)
+    run.go(on: other) { _ in }
+    patient = 0
+    run.go(on: other) { patient += $0.isPatient ? 1 : 0 }
+    #expect(patient < 300, "\(patient)")
+  }
+
+  @Test func whatElseGoesOnInTheMachineIsNotTakenForTheEffectOfASleep() {
+    // Every 30 ms the machine has half as much left, whatever the sleep.
+    let weather: (UInt64) -> Int = { $0 / 30_000_000 % 2 == 0 ? 100 : 50 }
+    var run = Run()
+    let chosen = run.go(on: Load(requests: { $0 == 20_000 ? 120 : 100 }, weather: weather))
+    #expect(chosen[20_000, default: 0] > 700, "\(chosen)")
+  }
+
+  @Test func anotherClientIsLearnedAboutSoon() {
+    var run = Run()
+    _ = run.go(on: Load { $0 == 0 ? 100 : 60 })
+    run.policy.loadChanged()
+    let load = Load { $0 == 20_000 ? 130 : 100 }
+    var firsts = 0
+    for _ in 0..<10_000 {
+      run.now += 50_000
+      run.policy.observe(UInt64(load.requests(run.way.nanoseconds)))
+      run.processorTime += UInt64(load.requests(run.way.nanoseconds) * 1000)
+      let total = run.processorTime
+      run.way = run.policy.way(now: run.now, isDeep: true) { total }
+      firsts += run.way.nanoseconds == 20_000 ? 1 : 0
+    }
+    // Of half a second.
+    #expect(firsts > 4000, "\(firsts)")
   }
 
   @Test func singleRequestsAreNeverHeldUp() {

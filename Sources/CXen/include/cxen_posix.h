@@ -21,6 +21,8 @@ ssize_t cxen_preadv2(int fd, const struct iovec *vectors, int count, off_t offse
 ssize_t cxen_pwritev2(int fd, const struct iovec *vectors, int count, off_t offset, int flags);
 // How late a timer of the calling thread may be, in nanoseconds; 50,000 unless set.
 int cxen_set_timer_slack(unsigned long nanoseconds);
+// SCHED_BATCH, or SCHED_OTHER, for the calling thread.
+int cxen_set_batch(int on);
 int cxen_gettid(void);
 // PR_SET_PDEATHSIG: the signal that this process gets when the thread that started it is gone; survives exec.
 int cxen_end_with_parent(int signal);

@@ -39,6 +39,12 @@ struct Connection: ~Copyable {
   var receiveLimit = Int.max
   /// The socket may have bytes: set by an event, cleared by a receive that got less than it asked for.
   var isReadable = false
+  /// Times in a row that there was something without anybody having slept for it.
+  var readyInARow = 0
+  /// Is looked at directly: the event loop does not have it.
+  var isPolled = false
+  /// Looks in a row that found nothing.
+  var looksInVain = 0
   /// An event said that the other side has closed: a short receive is then no sign that all was received.
   var peerClosed = false
   /// No more requests come: the client said so or closed its side.

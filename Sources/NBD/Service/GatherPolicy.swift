@@ -1,50 +1,76 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Whether to let requests pile up, and for how long. A thread that sleeps on a socket is woken by the client's very next
+// Whether to let requests pile up, and how. A thread that sleeps on a socket is woken by the client's very next
 // send, and it is the client who pays for that: the call that wakes a thread costs several times what it costs without.
-// A client that keeps its processor busy is served faster by a thread that sleeps on a timer instead, and then finds
-// many requests at once; the longer it sleeps the less its own turns cost a request, until the client has nothing more
-// to send and is only held up. Where that is cannot be seen from here, so it is tried: now and then the next longer or
-// shorter sleep, and kept if that serves the client better.
+// There are two ways out. Where every processor is busy, a thread that does not take the processor from the client when it
+// is woken finds all that the client had to send. Where one is idle, a thread that sleeps on a timer finds many requests
+// at once; the longer it sleeps the less its own turns cost a request, until the client has nothing more to send and is only
+// held up. Which is best cannot be seen from here, so it is tried: now and then another way, and kept if that serves the
+// client better.
 
-/// Learns how long to sleep on a timer between turns, if at all.
+/// How a thread sleeps.
+struct SleepWay: Equatable {
+  /// How long it sleeps on a timer before it sleeps on the sockets; being woken takes some 20 µs more.
+  var nanoseconds: Int
+  /// When woken it waits for its turn on the processor (`ThreadScheduling.setPatient`).
+  var isPatient: Bool
+
+  /// Until something comes.
+  static let plain = SleepWay(nanoseconds: 0, isPatient: false)
+}
+
+/// Learns how to sleep between turns.
 struct GatherPolicy {
-  /// The ways to sleep: until something comes, or so many nanoseconds on a timer; being woken takes some 20 µs more.
-  private static let sleeps: InlineArray<4, Int> = [0, 20_000, 40_000, 80_000]
-  /// How long a way of sleeping is watched before it is judged, in nanoseconds.
-  private static let window: UInt64 = 8_000_000
-  /// Windows of a trial; the first of them ends it if it is much worse.
-  private static let trialWindows = 3
-  /// Windows between two trials, at least and at most; every trial that fails doubles the wait.
-  private static let soonest = 4
+  /// What there is to choose from.
+  private static let ways: InlineArray<5, SleepWay> = [
+    .plain, SleepWay(nanoseconds: 0, isPatient: true), SleepWay(nanoseconds: 20_000, isPatient: true),
+    SleepWay(nanoseconds: 40_000, isPatient: true), SleepWay(nanoseconds: 80_000, isPatient: true),
+  ]
+  /// How long a way is watched at a time, in nanoseconds.
+  private static let window: UInt64 = 4_000_000
+  /// Windows of a trial: by turns the way that is thought best and another, since what else goes on in a machine changes
+  /// faster than a trial takes.
+  private static let trialWindows = 8
+  /// Windows between two trials, at least and at most.
+  ///
+  /// Once every way has been tried, each trial that fails doubles the wait.
+  private static let soonest = 8
   private static let latest = 128
 
-  /// What is measured of a way of sleeping.
+  /// What was measured of a way.
   private struct Measure {
-    /// Requests in a nanosecond, and nanoseconds of this thread's processor time for each.
-    var rate = 0.0
-    var cost = 0.0
+    /// Requests, nanoseconds that they took, and nanoseconds of this thread's processor time.
+    var requests: UInt64 = 0
+    var elapsed: UInt64 = 0
+    var processorTime: UInt64 = 0
 
+    /// Requests in a nanosecond.
+    var rate: Double { Double(requests) / Double(max(elapsed, 1)) }
     /// Four per cent more requests are worth as much as 15 % less time of this thread for each.
-    var score: Double { cost > 0 ? rate * rate * rate * rate / cost : 0 }
+    var score: Double { rate * rate * rate * rate * Double(requests) / Double(max(processorTime, 1)) }
 
-    /// Goes a part of the way to a newer measure.
-    mutating func approach(_ newer: Measure, by part: Double) {
-      rate += (newer.rate - rate) * part
-      cost += (newer.cost - cost) * part
+    mutating func add(_ window: Measure) {
+      requests &+= window.requests
+      elapsed &+= window.elapsed
+      processorTime &+= window.processorTime
     }
   }
 
-  /// The way that is thought best at this moment, what it does, and the one that is in use.
+  /// The way that is thought best at this moment, and the one that is in use.
   private var preferred = 0
-  private var measure = Measure()
   private var current = 0
-  private var trial = Measure()
-  private var trialLength = 0
-  /// Where the next trial goes.
-  private var goesUp = true
+  /// The way that is or was last on trial.
+  private var candidate = 0
+  /// What the trial has shown so far, and how many windows of it are left; none when there is no trial.
+  private var ofPreferred = Measure()
+  private var ofCandidate = Measure()
+  private var windowsOfTrial = 0
   private var windowsUntilTrial = Self.soonest
   private var patience = Self.soonest
+  /// Trials since the load changed.
+  private var trials = 0
+  /// Windows in a row that were not as the last trial.
+  private var windowsOfAnotherLoad = 0
 
   private var windowStart: UInt64 = 0
   private var windowProcessorTime: UInt64 = 0
@@ -58,57 +84,74 @@ struct GatherPolicy {
   ///
   /// - Parameters:
   ///   - now: in nanoseconds.
-  ///   - isDeep: whether several requests came with each of the last turns; otherwise there is nothing to gather.
+  ///   - isDeep: whether clients have several requests ready at a time; otherwise there is nothing to gather.
   ///   - processorTime: of this thread so far, in nanoseconds; asked for at the end of a window only.
-  /// - Returns: nanoseconds to sleep on the timer first; 0 for none.
-  mutating func sleep(now: UInt64, isDeep: Bool, processorTime: () -> UInt64) -> Int {
+  /// - Returns: how to sleep now.
+  mutating func way(now: UInt64, isDeep: Bool, processorTime: () -> UInt64) -> SleepWay {
     let elapsed = now &- windowStart
     if elapsed >= Self.window {
       let total = processorTime()
       // A gap in the load says nothing about any way.
-      if elapsed < 2 &* Self.window, windowRequests > 0 {
+      if isDeep, elapsed < 4 &* Self.window, windowRequests > 0 {
         judge(
           Measure(
-            rate: Double(windowRequests) / Double(elapsed),
-            cost: Double(total &- windowProcessorTime) / Double(windowRequests)))
+            requests: windowRequests, elapsed: elapsed, processorTime: total &- windowProcessorTime))
       }
       windowStart = now
       windowProcessorTime = total
       windowRequests = 0
     }
-    return isDeep ? Self.sleeps[current] : 0
+    return isDeep ? Self.ways[current] : .plain
+  }
+
+  /// A client has come or gone, or does something else: what was learned may be wrong.
+  mutating func loadChanged() {
+    current = preferred
+    windowsOfTrial = 0
+    trials = 0
+    windowsOfAnotherLoad = 0
+    patience = Self.soonest
+    windowsUntilTrial = Self.soonest
+    windowStart = 0
   }
 
   private mutating func judge(_ window: Measure) {
-    guard current != preferred else {
-      if measure.rate == 0 { measure = window } else { measure.approach(window, by: 0.25) }
+    guard windowsOfTrial > 0 else {
+      // Much more or much less than there was at the last trial, and not for a moment: it is another load.
+      let change = window.rate / ofPreferred.rate
+      windowsOfAnotherLoad = change > 1.5 || change < 0.67 ? windowsOfAnotherLoad + 1 : 0
+      if windowsOfAnotherLoad >= Self.soonest && patience > Self.soonest { loadChanged() }
       windowsUntilTrial -= 1
-      if windowsUntilTrial == 0 { beginTrial() }
+      if windowsUntilTrial <= 0 { beginTrial() }
       return
     }
-    trialLength += 1
-    trial.approach(window, by: 1 / Double(trialLength))
-    let isHopeless = trial.rate < measure.rate * 0.85
-    guard trialLength == Self.trialWindows || isHopeless else { return }
-    // A longer sleep has to earn its place: it makes each single request slower.
-    let isBetter = trial.score > measure.score * (current > preferred ? 1.15 : 1)
-    if isBetter {
-      preferred = current
-      measure = trial
-      patience = Self.soonest
-    } else {
-      current = preferred
-      goesUp.toggle()
-      patience = min(patience * 2, Self.latest)
-    }
-    windowsUntilTrial = patience
+    if current == candidate { ofCandidate.add(window) } else { ofPreferred.add(window) }
+    windowsOfTrial -= 1
+    current = current == candidate ? preferred : candidate
+    let limit = windowsOfTrial > Self.trialWindows / 2 ? 0.8 : 0.9
+    let isHopeless = current == preferred && ofCandidate.rate < ofPreferred.rate * limit
+    if windowsOfTrial == 0 || isHopeless { endTrial() }
   }
 
   private mutating func beginTrial() {
-    if preferred == 0 { goesUp = true }
-    if preferred == Self.sleeps.count - 1 { goesUp = false }
-    current = preferred + (goesUp ? 1 : -1)
-    trial = Measure()
-    trialLength = 0
+    repeat { candidate = (candidate + 1) % Self.ways.count } while candidate == preferred
+    ofPreferred = Measure()
+    ofCandidate = Measure()
+    windowsOfTrial = Self.trialWindows
+  }
+
+  private mutating func endTrial() {
+    // A longer sleep has to earn its place: it makes each single request slower.
+    let isBetter = ofCandidate.score > ofPreferred.score * (candidate > preferred ? 1.15 : 1)
+    if isBetter {
+      preferred = candidate
+      patience = max(patience / 2, Self.soonest)
+    } else if trials >= Self.ways.count {
+      patience = min(patience * 2, Self.latest)
+    }
+    trials += 1
+    current = preferred
+    windowsOfTrial = 0
+    windowsUntilTrial = patience
   }
 }

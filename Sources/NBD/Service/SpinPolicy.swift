@@ -29,9 +29,6 @@ struct SpinPolicy {
     averageBatch = (averageBatch &* 7 &+ min(batch, 64) &* 16) >> 3
   }
 
-  /// Whether several requests came with each of the last turns.
-  var isDeep: Bool { averageBatch >= 32 }
-
   /// Asked when there is nothing to do.
   mutating func shouldSpin() -> Bool {
     guard maximumNanoseconds > 0, averageBatch <= 32, averageGap >= Self.pipelinedGap else {

@@ -39,7 +39,7 @@ extension WorkerLoop {
     state.pointee.handshakes += 1
     do throws(Errno) {
       try setNonBlocking(descriptor)
-      try events.add(descriptor, Self.inputInterest, token: token(free))
+      try watch(free)
     } catch {
       close(free)
       return
@@ -66,10 +66,18 @@ extension WorkerLoop {
     UInt64(connections[index].pointee.generation) << 32 | UInt64(UInt32(bitPattern: index))
   }
 
+  /// Has the event loop watch a connection's socket.
+  func watch(_ index: Int32) throws(Errno) {
+    let connection = connections[index]
+    let interest = connection.pointee.watchesWritable ? Self.allInterest : Self.inputInterest
+    try events.add(connection.pointee.descriptor, interest, token: token(index))
+  }
+
   /// Starts or stops to be told when there is room to send.
   func watchWritable(_ index: Int32, _ watches: Bool) {
     let connection = connections[index]
     guard connection.pointee.watchesWritable != watches else { return }
+    stopPolling(index)
     connection.pointee.watchesWritable = watches
     let interest = watches ? Self.allInterest : Self.inputInterest
     do throws(Errno) {
@@ -132,6 +140,8 @@ extension WorkerLoop {
     if connection.pointee.phase == .handshake {
       state.pointee.handshakes -= 1
       counters.add(.handshakesFailed)
+    } else {
+      state.pointee.gather.loadChanged()
     }
     for slot in 0..<Int32(clamping: table.count) where table[slot].pointee.connection == index {
       abandon(slot)
@@ -141,6 +151,7 @@ extension WorkerLoop {
     if connection.pointee.isQueued { runQueue.remove(index) }
     if connection.pointee.isFlushQueued { flushQueue.remove(index) }
     waitQueue.remove(index)
+    polled.remove(index)
     let generation = connection.pointee.generation
     connection.pointee = Connection()
     connection.pointee.generation = generation

@@ -35,9 +35,15 @@ struct LoopState {
   /// How the flush that ends the thread ended.
   var finalFlush: TargetStatus?
   var spin: SpinPolicy
+  var depth = DepthPolicy()
   var gather = GatherPolicy()
   /// The connection that alone was served last, or -1: the one worth looking at while spinning.
   var hotConnection: Int32 = -1
+  /// Whether the thread may wait for its turn when it is woken, and whether it does.
+  var canBePatient = false
+  var isPatient = false
+  /// Looks since the event loop was asked last.
+  var looksSinceEvents = 0
 }
 
 /// The loop of one worker.
@@ -59,6 +65,8 @@ final class WorkerLoop {
   let flushQueue: IndexQueue
   /// Connections that wait for the target or the table of requests, first come first served.
   let waitQueue: IndexQueue
+  /// Connections that are looked at directly (WorkerLoop+Polling.swift).
+  let polled: IndexQueue
   /// The memory of the system call at hand.
   let transfer = Cell(TransferList())
   let events: EventLoop
@@ -97,6 +105,7 @@ final class WorkerLoop {
     runQueue = IndexQueue(capacity: count)
     flushQueue = IndexQueue(capacity: count)
     waitQueue = IndexQueue(capacity: count)
+    polled = IndexQueue(capacity: count)
     connections = EntryTable(count: count) { _ in Connection() }
     state = Cell(
       LoopState(
@@ -130,12 +139,13 @@ final class WorkerLoop {
     state.pointee.now = MonotonicClock.nanoseconds()
     // `GatherPolicy` sleeps for less than the 50 µs that a timer may be late otherwise.
     _ = cxen_set_timer_slack(1000)
+    state.pointee.canBePatient = ThreadScheduling.canBePatient
     while true {
       turn()
       if state.pointee.isStopping && stopIfDone() { break }
       let mayGoOn = waitQueue.count > 0 && state.pointee.somethingReleased
       if runQueue.count > 0 || flushQueue.count > 0 || mayGoOn {
-        lookForEvents(milliseconds: 0)
+        look()
       } else {
         idle()
       }
@@ -166,12 +176,16 @@ final class WorkerLoop {
     for _ in 0..<flushQueue.count where flushQueue.count > 0 { flush(flushQueue.removeFirst()) }
     if state.pointee.batch > 0 {
       state.pointee.spin.observe(batch: state.pointee.batch)
+      state.pointee.depth.observe(batch: state.pointee.batch, connections: state.pointee.openConnections)
       state.pointee.gather.observe(state.pointee.batch)
     }
   }
 
   /// Takes the events that there are, or waits for some.
-  private func lookForEvents(milliseconds: Int32?) {
+  ///
+  /// A wait is for connections that the event loop has; those that it has not are given back to it before.
+  func lookForEvents(milliseconds: Int32?) {
+    let sleeps = milliseconds != 0
     let count = events.wait(milliseconds: milliseconds)
     for index in 0..<count {
       let event = events.event(index)
@@ -190,6 +204,7 @@ final class WorkerLoop {
       if !event.readiness.isDisjoint(with: Self.receivable) {
         connection.pointee.isReadable = true
         enqueue(index)
+        if sleeps { connection.pointee.readyInARow = 0 } else { cameUnwaited(index) }
       }
       if event.readiness.contains(.writable) {
         connection.pointee.isSendBlocked = false
@@ -201,22 +216,24 @@ final class WorkerLoop {
 
   /// Nothing to do: spins or sleeps.
   private func idle() {
-    if state.pointee.spin.shouldSpin() && !state.pointee.isStopping {
+    state.pointee.now = MonotonicClock.nanoseconds()
+    let way = wayToSleep(state.pointee.now)
+    if way == .plain && state.pointee.spin.shouldSpin() && !state.pointee.isStopping {
       if spin() { return }
     }
     guard target.armWakeup() else { return }
-    let before = MonotonicClock.nanoseconds()
-    let rest = restToGather(before)
-    if rest > 0 {
+    let before = state.pointee.now
+    if way.nanoseconds > 0 {
       counters.add(.gathers)
-      var time = timespec(tv_sec: 0, tv_nsec: rest)
+      var time = timespec(tv_sec: 0, tv_nsec: way.nanoseconds)
       // SAFETY: the kernel reads a local variable, and writes nothing to null.
       unsafe _ = nanosleep(&time, nil)
-      lookForEvents(milliseconds: 0)
+      look()
       if runQueue.count > 0 || flushQueue.count > 0 { return }
     }
     counters.add(.sleeps)
-    state.pointee.now = before
+    if way.isPatient { counters.add(.patientSleeps) }
+    stopPolling()
     lookForEvents(milliseconds: sleepLimit())
     let after = MonotonicClock.nanoseconds()
     state.pointee.now = after
@@ -225,11 +242,18 @@ final class WorkerLoop {
     checkTimeouts()
   }
 
-  /// - Returns: nanoseconds to sleep on a timer before looking, so that requests pile up; 0 to sleep on the sockets.
-  private func restToGather(_ now: UInt64) -> Int {
-    if state.pointee.isStopping { return 0 }
-    let isDeep = state.pointee.spin.isDeep
-    return state.pointee.gather.sleep(now: now, isDeep: isDeep) { ThreadClock.nanoseconds() }
+  /// Chooses how to sleep, and tells the scheduler.
+  private func wayToSleep(_ now: UInt64) -> SleepWay {
+    if state.pointee.isStopping { return .plain }
+    let isDeep = state.pointee.depth.isDeep
+    var way = state.pointee.gather.way(now: now, isDeep: isDeep) { ThreadClock.nanoseconds() }
+    if state.pointee.depth.shouldProbe() { way.nanoseconds = max(way.nanoseconds, DepthPolicy.probe) }
+    if !state.pointee.canBePatient { way.isPatient = false }
+    if way.isPatient != state.pointee.isPatient {
+      ThreadScheduling.setPatient(way.isPatient)
+      state.pointee.isPatient = way.isPatient
+    }
+    return way
   }
 
   /// Looks for work without sleeping, and lets others use the processor in between: the client that the work comes from
@@ -247,9 +271,10 @@ final class WorkerLoop {
     repeat {
       rounds &+= 1
       if hot >= 0 && rounds & 7 != 0 {
-        found = lookAtHot(hot)
+        found = receiveNow(hot)
+        if found { cameUnwaited(hot) }
       } else {
-        lookForEvents(milliseconds: 0)
+        look()
       }
       if state.pointee.heldOperations > 0 && target.poll() { found = true }
       found = found || runQueue.count > 0 || flushQueue.count > 0 || mailbox.isWaiting
@@ -267,18 +292,6 @@ final class WorkerLoop {
       state.pointee.spin.miss()
     }
     return found
-  }
-
-  /// Receives from the connection that was busy last, without asking the event loop.
-  private func lookAtHot(_ index: Int32) -> Bool {
-    let connection = connections[index]
-    guard connection.pointee.descriptor >= 0, connection.pointee.phase == .transmission,
-      !connection.pointee.inputEnded, connection.pointee.blocked == .none
-    else { return false }
-    guard receive(index) else { return connection.pointee.isQueued }
-    connection.pointee.hasUnparsed = true
-    enqueue(index)
-    return true
   }
 
   /// How long the thread may sleep, in milliseconds; nil for ever.
@@ -329,6 +342,7 @@ final class WorkerLoop {
       case .adopt(let descriptor): adopt(descriptor)
       case .stop(let deadline):
         state.pointee.isStopping = true
+        stopPolling()
         state.pointee.stopDeadline = min(state.pointee.stopDeadline, deadline)
         for index in 0..<connections.count where connections[index].pointee.descriptor >= 0 {
           beginStopping(Int32(index))

@@ -39,8 +39,12 @@ public struct WorkerStatistics: Sendable, Equatable {
     case turns
     /// Times the thread slept.
     case sleeps
+    /// Of those, times that it would not have taken the processor from others when woken.
+    case patientSleeps
     /// Times the thread let requests pile up for a moment before it looked again.
     case gathers
+    /// Times that a connection left the event loop, to be looked at directly while it keeps the thread busy.
+    case polledConnections
     /// Times the thread spun before it would sleep.
     case spins
     /// Of those, times that something came.
