@@ -9,6 +9,7 @@ import Testing
   /// A client, by what it sends and what that costs the thread in the 50 µs between two questions.
   private struct Load {
     var isDeep = true
+    var connections = 1
     /// Requests for a sleep of so many nanoseconds.
     let requests: (Int) -> Int
     /// Nanoseconds of processor time for each of them.
@@ -36,15 +37,29 @@ import Testing
 
     mutating func go(on load: Load, last thousand: (SleepWay) -> Void) {
       for turn in 0..<40_000 {
-        now += 50_000
-        let percent = (way.isPatient ? 100 + load.gainOfPatience : 100) * load.weather(now)
-        let requests = load.requests(way.nanoseconds) * percent / 10_000
-        policy.observe(UInt64(requests))
-        processorTime += UInt64(requests * load.cost(way.nanoseconds))
-        let total = processorTime
-        way = policy.way(now: now, isDeep: load.isDeep) { total }
+        step(load)
         if turn >= 39_000 { thousand(way) }
       }
+    }
+
+    /// - Returns: how often of the next turns a sleep was chosen.
+    mutating func count(of nanoseconds: Int, in turns: Int, on load: Load) -> Int {
+      var count = 0
+      for _ in 0..<turns {
+        step(load)
+        if way.nanoseconds == nanoseconds { count += 1 }
+      }
+      return count
+    }
+
+    private mutating func step(_ load: Load) {
+      now += 50_000
+      let percent = (way.isPatient ? 100 + load.gainOfPatience : 100) * load.weather(now)
+      let requests = load.requests(way.nanoseconds) * percent / 10_000
+      policy.observe(UInt64(requests))
+      processorTime += UInt64(requests * load.cost(way.nanoseconds))
+      let total = processorTime
+      way = policy.way(now: now, connections: load.connections, isDeep: load.isDeep) { total }
     }
   }
 
@@ -117,19 +132,21 @@ import Testing
   @Test func anotherClientIsLearnedAboutSoon() {
     var run = Run()
     _ = run.go(on: Load { $0 == 0 ? 100 : 60 })
-    run.policy.loadChanged()
-    let load = Load { $0 == 20_000 ? 130 : 100 }
-    var firsts = 0
-    for _ in 0..<10_000 {
-      run.now += 50_000
-      run.policy.observe(UInt64(load.requests(run.way.nanoseconds)))
-      run.processorTime += UInt64(load.requests(run.way.nanoseconds) * 1000)
-      let total = run.processorTime
-      run.way = run.policy.way(now: run.now, isDeep: true) { total }
-      firsts += run.way.nanoseconds == 20_000 ? 1 : 0
-    }
     // Of half a second.
-    #expect(firsts > 4000, "\(firsts)")
+    let inTime = run.count(
+      of: 20_000, in: 10_000, on: Load(connections: 2, requests: { $0 == 20_000 ? 130 : 100 }))
+    #expect(inTime > 4000, "\(inTime)")
+  }
+
+  @Test func whatWasBestForSoManyConnectionsIsKnownWhenTheyComeBack() {
+    var run = Run()
+    let one = Load { $0 == 20_000 ? 130 : 100 }
+    let two = Load(connections: 2, requests: { $0 == 0 ? 130 : 100 })
+    _ = run.go(on: one)
+    _ = run.go(on: two)
+    // Of the first 20 ms, in which nothing can be learned.
+    #expect(run.count(of: 20_000, in: 400, on: one) == 400)
+    #expect(run.count(of: 0, in: 400, on: two) == 400)
   }
 
   @Test func singleRequestsAreNeverHeldUp() {

@@ -56,6 +56,9 @@ struct GatherPolicy {
     }
   }
 
+  private var connections = 0
+  /// Which way was best for each number of connections, the last one for all above; -1 where that is not known yet.
+  private var bests = InlineArray<9, Int>(repeating: -1)
   /// The way that is thought best at this moment, and the one that is in use.
   private var preferred = 0
   private var current = 0
@@ -84,10 +87,12 @@ struct GatherPolicy {
   ///
   /// - Parameters:
   ///   - now: in nanoseconds.
+  ///   - connections: how many there are, with all workers: what is best for one is not what is best for several.
   ///   - isDeep: whether clients have several requests ready at a time; otherwise there is nothing to gather.
   ///   - processorTime: of this thread so far, in nanoseconds; asked for at the end of a window only.
   /// - Returns: how to sleep now.
-  mutating func way(now: UInt64, isDeep: Bool, processorTime: () -> UInt64) -> SleepWay {
+  mutating func way(now: UInt64, connections: Int, isDeep: Bool, processorTime: () -> UInt64) -> SleepWay {
+    if connections != self.connections { connectionsChanged(connections) }
     let elapsed = now &- windowStart
     if elapsed >= Self.window {
       let total = processorTime()
@@ -104,8 +109,19 @@ struct GatherPolicy {
     return isDeep ? Self.ways[current] : .plain
   }
 
-  /// A client has come or gone, or does something else: what was learned may be wrong.
-  mutating func loadChanged() {
+  /// Begins with what was best for so many connections the last time.
+  private mutating func connectionsChanged(_ count: Int) {
+    bests[slot] = preferred
+    connections = count
+    if bests[slot] >= 0 { preferred = bests[slot] }
+    beginAnew()
+  }
+
+  /// The place of this number of connections in `bests`.
+  private var slot: Int { min(connections, bests.count - 1) }
+
+  /// The load is another: what was learned may be wrong.
+  private mutating func beginAnew() {
     current = preferred
     windowsOfTrial = 0
     trials = 0
@@ -120,7 +136,7 @@ struct GatherPolicy {
       // Much more or much less than there was at the last trial, and not for a moment: it is another load.
       let change = window.rate / ofPreferred.rate
       windowsOfAnotherLoad = change > 1.5 || change < 0.67 ? windowsOfAnotherLoad + 1 : 0
-      if windowsOfAnotherLoad >= Self.soonest && patience > Self.soonest { loadChanged() }
+      if windowsOfAnotherLoad >= Self.soonest && patience > Self.soonest { beginAnew() }
       windowsUntilTrial -= 1
       if windowsUntilTrial <= 0 { beginTrial() }
       return

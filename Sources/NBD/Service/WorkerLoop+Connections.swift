@@ -140,8 +140,6 @@ extension WorkerLoop {
     if connection.pointee.phase == .handshake {
       state.pointee.handshakes -= 1
       counters.add(.handshakesFailed)
-    } else {
-      state.pointee.gather.loadChanged()
     }
     for slot in 0..<Int32(clamping: table.count) where table[slot].pointee.connection == index {
       abandon(slot)

@@ -348,7 +348,6 @@ extension WorkerLoop {
       connection.pointee.phase = .transmission
       connection.pointee.session = session
       state.pointee.handshakes -= 1
-      state.pointee.gather.loadChanged()
       enqueueFlush(index)
       return nil
     }
