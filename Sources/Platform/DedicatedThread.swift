@@ -37,6 +37,7 @@ public final class DedicatedThread: Sendable {
         // SAFETY: the argument is the box that `pthread_create` was given.
         let start = unsafe Unmanaged<Start>.fromOpaque(argument).takeRetainedValue()
         _ = unsafe cxen_set_thread_name(start.name)
+        ThreadScheduling.begin()
         start.body()
         return nil
       }, unsafe box.toOpaque())

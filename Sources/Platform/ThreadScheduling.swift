@@ -3,8 +3,16 @@
 internal import CXen
 internal import Glibc
 
-/// What the calling thread asks of the scheduler.
+/// What the calling thread asks of the scheduler (sched(7)).
 public enum ThreadScheduling {
+  /// The policy of this process's threads, as long as none of them has asked for another: read when the first one starts.
+  private static let usual = sched_getscheduler(0)
+
+  /// Ends, for a thread that begins, the patience of the thread that started it: policies are inherited.
+  static func begin() {
+    if usual == SCHED_OTHER && !canBePatient { setPatient(false) }
+  }
+
   /// Whether the calling thread may be made patient: not if somebody chose a policy for it, for example with chrt(1).
   public static var canBePatient: Bool { sched_getscheduler(0) == SCHED_OTHER }
 
