@@ -57,7 +57,7 @@ extension WorkerLoop {
   /// - Returns: whether some came.
   private func spin() -> Bool {
     counters.add(.spins)
-    let start = MonotonicClock.nanoseconds()
+    let start = state.pointee.now
     let limit = state.pointee.spin.maximumNanoseconds
     let hot = state.pointee.hotConnection
     var found = false
