@@ -21,7 +21,7 @@ import Testing
   }
 
   private struct Run {
-    var policy = GatherPolicy()
+    var policy = GatherPolicy(processors: 2)
     var now: UInt64 = 1
     var processorTime: UInt64 = 0
     var way = SleepWay.plain
@@ -136,6 +136,21 @@ import Testing
     let inTime = run.count(
       of: 20_000, in: 10_000, on: Load(connections: 2, requests: { $0 == 20_000 ? 130 : 100 }))
     #expect(inTime > 4000, "\(inTime)")
+  }
+
+  @Test func aTimerIsTheFirstGuessWhereAProcessorIsLeft() {
+    var one = Run()
+    #expect(one.count(of: 40_000, in: 100, on: Load { _ in 100 }) == 100)
+    var two = Run()
+    #expect(two.count(of: 0, in: 100, on: Load(connections: 2, requests: { _ in 100 })) == 100)
+    #expect(two.way.isPatient)
+  }
+
+  @Test func onlyBehindATimerRequestsAreAnsweredInParts() {
+    var run = Run()
+    run.go(on: Load { [0: 100, 20_000: 120][$0] ?? 80 }) { way in
+      #expect((way.requestsAtOnce <= 16) == (way.nanoseconds > 0))
+    }
   }
 
   @Test func whatWasBestForSoManyConnectionsIsKnownWhenTheyComeBack() {

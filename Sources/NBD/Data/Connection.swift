@@ -34,9 +34,7 @@ struct Connection: ~Copyable {
 
   // Receiving.
   var buffer = ReceiveBuffer()
-  /// The most bytes that one receive may put into the buffer: one header only while large writes come, so that
-  /// their payloads are not swallowed into the buffer and copied.
-  var receiveLimit = Int.max
+  var quota = ReceiveQuota()
   /// The socket may have bytes: set by an event, cleared by a receive that got less than it asked for.
   var isReadable = false
   /// Times in a row that there was something without anybody having slept for it.

@@ -15,13 +15,19 @@ struct SleepWay: Equatable {
   /// When woken it waits for its turn on the processor (`ThreadScheduling.setPatient`).
   var isPatient: Bool
 
+  /// How many requests the thread takes from a connection before it answers them.
+  ///
+  /// Behind a timer it finds many. Answered in parts, the client goes on with the first while the thread is at the rest, and
+  /// has enough left to do for the next sleep to be long. It sleeps when a receive has not brought that many.
+  var requestsAtOnce: Int { nanoseconds > 0 ? 8 : 4096 }
+
   /// Until something comes.
   static let plain = SleepWay(nanoseconds: 0, isPatient: false)
 }
 
 /// Learns how to sleep between turns.
 struct GatherPolicy {
-  /// What there is to choose from.
+  /// What there is to choose from, by number.
   private static let ways: InlineArray<5, SleepWay> = [
     .plain, SleepWay(nanoseconds: 0, isPatient: true), SleepWay(nanoseconds: 20_000, isPatient: true),
     SleepWay(nanoseconds: 40_000, isPatient: true), SleepWay(nanoseconds: 80_000, isPatient: true),
@@ -36,6 +42,8 @@ struct GatherPolicy {
   /// Once every way has been tried, each trial that fails doubles the wait.
   private static let soonest = 8
   private static let latest = 128
+  /// Windows before the first trial where nothing is known yet.
+  private static let beforeFirstTrial = 2
 
   /// What was measured of a way.
   private struct Measure {
@@ -56,6 +64,7 @@ struct GatherPolicy {
     }
   }
 
+  private let processors: Int
   private var connections = 0
   /// Which way was best for each number of connections, the last one for all above; -1 where that is not known yet.
   private var bests = InlineArray<9, Int>(repeating: -1)
@@ -78,6 +87,9 @@ struct GatherPolicy {
   private var windowStart: UInt64 = 0
   private var windowProcessorTime: UInt64 = 0
   private var windowRequests: UInt64 = 0
+
+  /// - Parameter processors: of the machine.
+  init(processors: Int) { self.processors = processors }
 
   /// Takes note of requests that came in.
   @inline(__always)
@@ -113,9 +125,13 @@ struct GatherPolicy {
   private mutating func connectionsChanged(_ count: Int) {
     bests[slot] = preferred
     connections = count
-    if bests[slot] >= 0 { preferred = bests[slot] }
+    preferred = bests[slot] >= 0 ? bests[slot] : firstGuess
     beginAnew()
+    if bests[slot] < 0 { windowsUntilTrial = Self.beforeFirstTrial }
   }
+
+  /// What to begin with: a timer where a processor is left for this thread, else patience alone.
+  private var firstGuess: Int { connections < processors ? 3 : 1 }
 
   /// The place of this number of connections in `bests`.
   private var slot: Int { min(connections, bests.count - 1) }
@@ -157,8 +173,8 @@ struct GatherPolicy {
   }
 
   private mutating func endTrial() {
-    // A longer sleep has to earn its place: it makes each single request slower.
-    let isBetter = ofCandidate.score > ofPreferred.score * (candidate > preferred ? 1.15 : 1)
+    // A longer sleep has to earn its place, and to keep it: it makes each single request slower.
+    let isBetter = ofCandidate.score > ofPreferred.score * (candidate > preferred ? 1.15 : 0.95)
     if isBetter {
       preferred = candidate
       patience = max(patience / 2, Self.soonest)

@@ -42,6 +42,7 @@ extension WorkerLoop {
     var way = state.pointee.gather.way(now: now, connections: limiter.count, isDeep: isDeep) {
       ThreadClock.nanoseconds()
     }
+    state.pointee.requestsAtOnce = way.requestsAtOnce
     if state.pointee.depth.shouldProbe() { way.nanoseconds = max(way.nanoseconds, DepthPolicy.probe) }
     if !state.pointee.canBePatient { way.isPatient = false }
     if way.isPatient != state.pointee.isPatient {

@@ -8,7 +8,7 @@ internal import Glibc
 internal import Platform
 
 extension WorkerLoop {
-  /// Gives a connection its turn: what is buffered, then one receive and what it brought.
+  /// Gives a connection its turn: what is buffered already, or one receive and what it brought.
   @inline(__always)
   func serve(_ index: Int32) {
     let connection = connections[index]
@@ -17,6 +17,8 @@ extension WorkerLoop {
     state.pointee.hotConnection = index
     if connection.pointee.hasUnparsed {
       guard advance(index) else { return }
+      if connection.pointee.isReadable { enqueue(index) }
+      return
     }
     guard connection.pointee.isReadable, !connection.pointee.inputEnded else { return }
     guard receive(index) else { return }
@@ -60,11 +62,12 @@ extension WorkerLoop {
     } else {
       connection.pointee.buffer.makeRoom()
       (received, wanted) = connection.pointee.buffer.receive(
-        from: connection.pointee.descriptor, atMost: connection.pointee.receiveLimit)
+        from: connection.pointee.descriptor,
+        atMost: connection.pointee.quota.bytes(requests: state.pointee.requestsAtOnce))
     }
     guard received > 0 else { return endOfInput(index, received) }
     counters.add(.receives)
-    if received < wanted && !connection.pointee.peerClosed { connection.pointee.isReadable = false }
+    connection.pointee.isReadable = received == wanted || connection.pointee.peerClosed
     connection.pointee.lastProgress = state.pointee.now
     return true
   }
@@ -84,7 +87,8 @@ extension WorkerLoop {
       // The buffer is empty here: a payload is received directly only after what was buffered has been used.
       connection.pointee.buffer.makeRoom()
       transfer.pointee.append(
-        roomOf: connection.pointee.buffer, atMost: connection.pointee.receiveLimit)
+        roomOf: connection.pointee.buffer,
+        atMost: connection.pointee.quota.bytes(requests: state.pointee.requestsAtOnce))
     }
     let wanted = transfer.pointee.byteCount
     let received = transfer.pointee.receive(from: connection.pointee.descriptor)

@@ -79,7 +79,10 @@ extension WorkerLoop {
       guard payload <= NBDWire.longestString else {
         return (refuse(index, header, size, NBDError.invalid), 0)
       }
-      guard available >= size + payload else { return (stopForMore(connection), 0) }
+      guard available >= size + payload else {
+        connection.pointee.quota.needs(size + payload)
+        return (stopForMore(connection), 0)
+      }
       verdict = blockStatusPayload(connection, &header, size, payload)
       if state.pointee.isStopping { verdict = .answer(NBDError.shutdown) }
       guard table.hasFree, mayBegin(index) else { return (.blockedOnResources, 0) }
@@ -127,7 +130,10 @@ extension WorkerLoop {
     let connection = connections[index]
     let payload = Int(header.payloadLength)
     let isDirect = payload > configuration.directThreshold
-    if payload > 0 && !isDirect && available < size + payload { return (stopForMore(connection), 0) }
+    if payload > 0 && !isDirect && available < size + payload {
+      connection.pointee.quota.needs(size + payload)
+      return (stopForMore(connection), 0)
+    }
     guard mayBegin(index) else { return (.blockedOnResources, 0) }
     let slotIndex = table.take()
     guard slotIndex >= 0 else { return (.blockedOnResources, 0) }
@@ -158,10 +164,10 @@ extension WorkerLoop {
       slot.pointee.state = .receiving
       connection.pointee.payloadSlot = slotIndex
       connection.pointee.payloadReceived = 0
-      connection.pointee.receiveLimit = size
+      connection.pointee.quota.expectsHeader(size)
       return (nil, 0)
     }
-    if connection.pointee.receiveLimit < Self.bufferSize { connection.pointee.receiveLimit <<= 2 }
+    connection.pointee.quota.took(size + payload)
     if payload > 0 {
       copyIn(operation, connection, at: 0, payload)
     }
@@ -204,7 +210,7 @@ extension WorkerLoop {
       let isOne = header.flags & NBDCommandFlag.reqOne != 0
       slot.pointee.byteCount = extent(header, isOne: isOne, connection.pointee.style)
     }
-    if connection.pointee.receiveLimit < Self.bufferSize { connection.pointee.receiveLimit <<= 2 }
+    connection.pointee.quota.took(size)
     state.pointee.batch &+= 1
     count(header.command)
     queueReply(slotIndex)
@@ -223,7 +229,7 @@ extension WorkerLoop {
     slot.pointee.error = state.pointee.isStopping ? NBDError.shutdown : error
     connection.pointee.skipSlot = slotIndex
     connection.pointee.skipRemaining = header.payloadLength
-    connection.pointee.receiveLimit = .max
+    connection.pointee.quota.lift()
     state.pointee.batch &+= 1
     count(header.command)
     return nil

@@ -36,7 +36,9 @@ struct LoopState {
   var finalFlush: TargetStatus?
   var spin: SpinPolicy
   var depth = DepthPolicy()
-  var gather = GatherPolicy()
+  var gather: GatherPolicy
+  /// The most requests that one receive is to bring (`SleepWay.requestsAtOnce`).
+  var requestsAtOnce = SleepWay.plain.requestsAtOnce
   /// The connection that alone was served last, or -1: the one worth looking at while spinning.
   var hotConnection: Int32 = -1
   /// Whether the thread may wait for its turn when it is woken, and whether it does.
@@ -111,7 +113,8 @@ final class WorkerLoop {
       LoopState(
         geometry: target.geometry,
         spin: SpinPolicy(
-          maximumNanoseconds: UInt64(max(configuration.maximumSpinMicroseconds, 0)) &* 1000)))
+          maximumNanoseconds: UInt64(max(configuration.maximumSpinMicroseconds, 0)) &* 1000),
+        gather: GatherPolicy(processors: sysconf(Int32(_SC_NPROCESSORS_ONLN)))))
   }
 
   /// Watches the wake-up and the target.
