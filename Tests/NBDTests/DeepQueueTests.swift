@@ -40,7 +40,8 @@ import Testing
           let bytes = pattern(count, seed: UInt8(truncatingIfNeeded: round &+ slot))
           model.replaceSubrange(offset..<offset + count, with: bytes)
           requests += client.encode(
-            NBDCommand.write, cookie: UInt64(slot), offset: UInt64(offset), length: UInt64(count), payload: bytes)
+            NBDCommand.write, cookie: UInt64(slot), offset: UInt64(offset), length: UInt64(count),
+            payload: bytes)
           expected[UInt64(slot)] = []
         } else {
           requests += client.encode(
