@@ -140,7 +140,7 @@ import Testing
 
   @Test func aTimerIsTheFirstGuessWhereAProcessorIsLeft() {
     var one = Run()
-    #expect(one.count(of: 80_000, in: 100, on: Load { _ in 100 }) == 100)
+    #expect(one.count(of: 40_000, in: 100, on: Load { _ in 100 }) == 100)
     var two = Run()
     #expect(two.count(of: 0, in: 100, on: Load(connections: 2, requests: { _ in 100 })) == 100)
     #expect(two.way.isPatient)

@@ -130,8 +130,8 @@ struct GatherPolicy {
     if bests[slot] < 0 { windowsUntilTrial = Self.beforeFirstTrial }
   }
 
-  /// What to begin with: the longest sleep where a processor is left for this thread, else patience alone.
-  private var firstGuess: Int { connections < processors ? Self.ways.count - 1 : 1 }
+  /// What to begin with: a timer where a processor is left for this thread, else patience alone.
+  private var firstGuess: Int { connections < processors ? 3 : 1 }
 
   /// The place of this number of connections in `bests`.
   private var slot: Int { min(connections, bests.count - 1) }
