@@ -130,7 +130,7 @@ struct GatherPolicy {
     if bests[slot] < 0 { windowsUntilTrial = Self.beforeFirstTrial }
   }
 
-  /// What to begin with: a timer where a processor is left for this thread, else patience alone.
+  /// What to begin with, by number: 40 µs where a processor is left for this thread, else patience alone.
   private var firstGuess: Int { connections < processors ? 3 : 1 }
 
   /// The place of this number of connections in `bests`.
