@@ -11,24 +11,25 @@ struct ReceiveQuota {
 
   /// What may be received now.
   ///
-  /// - Parameter requests: how many requests that should be, by the size of those that came last.
+  /// - Parameter requests: how many requests that should be, by the size of those that came last; 1 to 4096.
+  /// - Returns: bytes, at least a header's.
   @inline(__always)
   func bytes(requests: Int) -> Int { min(ceiling, requestBytes &* requests) }
 
-  /// A request was taken out of the buffer, its payload with it.
+  /// A request of so many bytes was taken out of the buffer, its payload with it.
   @inline(__always)
   mutating func took(_ bytes: Int) {
     requestBytes = max(bytes, requestBytes &- requestBytes / 16)
     if ceiling < WorkerLoop.bufferSize { ceiling <<= 2 }
   }
 
-  /// A request is not complete yet: what is missing is to come at once.
+  /// A request of so many bytes is not complete yet: what is missing is to come at once.
   mutating func needs(_ bytes: Int) {
     requestBytes = max(requestBytes, bytes)
     ceiling = max(ceiling, bytes)
   }
 
-  /// A payload is received straight into the target's memory; another such request may follow.
+  /// A payload is received straight into the target's memory; another such request may follow, with a header of so many bytes.
   mutating func expectsHeader(_ bytes: Int) { ceiling = bytes }
 
   /// What comes is dropped.
