@@ -145,9 +145,11 @@ public final class BlockQueue: @unchecked Sendable {
       publish()
       let served = inlineBackend?.run() ?? false
       let answered = core.pointee.reap()
+      // Held once for all of them, not for each.
+      let report = onCompletion
       while let completion = core.pointee.nextCompletion() {
         ended = true
-        onCompletion(completion)
+        report(completion)
       }
       if wasEvent, !answered {
         core.pointee.counters.spuriousEvents &+= 1

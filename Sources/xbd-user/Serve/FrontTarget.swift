@@ -12,20 +12,22 @@ import XbdFront
 /// Used by the worker's thread only.
 final class FrontTarget: BlockTarget {
   private let queue: BlockQueue
-  var onCompletion: (UInt64, TargetOperation, TargetStatus) -> Void = { _, _, _ in }
+  var onCompletion: (UInt64, TargetOperation, TargetStatus) -> Void = { _, _, _ in } {
+    didSet {
+      // The closure and not this object: it would be retained and released for each request.
+      queue.onCompletion = { [onCompletion] completion in
+        onCompletion(
+          completion.tag, TargetOperation(rawValue: completion.operation.rawValue),
+          Self.status(completion.status))
+      }
+    }
+  }
   var onDescriptorsChange: ([Int32], [Int32]) -> Void {
     get { queue.onDescriptorsChange }
     set { queue.onDescriptorsChange = newValue }
   }
 
-  init(_ queue: BlockQueue) {
-    self.queue = queue
-    queue.onCompletion = { [unowned self] completion in
-      onCompletion(
-        completion.tag, TargetOperation(rawValue: completion.operation.rawValue),
-        Self.status(completion.status))
-    }
-  }
+  init(_ queue: BlockQueue) { self.queue = queue }
 
   deinit {
     // The queue outlives the service: what a dead backend has not answered fails when the device closes.
