@@ -133,9 +133,9 @@ def all_servers(xbd, arguments):
                lambda s, size: ["qemu-nbd", "-t", "-e", "8", "-f", "raw", "-k", s.socket, s.image], "qemu-nbd"),
         Server("nbd-server", "file", False, nbd_server, "nbd-server"),
         bare("bare-memory", "memory", 0),
-        bare("bare-memory-30", "memory", 30),
+        bare("bare-memory-40", "memory", 40),
         bare("bare-file", "file", 0),
-        bare("bare-file-30", "file", 30),
+        bare("bare-file-40", "file", 40),
     ]
 
 
