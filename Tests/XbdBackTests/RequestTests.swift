@@ -186,6 +186,41 @@ import Xen
     }
   }
 
+  /// What a backend may come upon before it has read in xenstore that the frontend's domain was restored.
+  @Test(arguments: [true, false], [BackendConfiguration.DataPath.map, .grantCopy])
+  func nothingIsAnsweredOnceTheRingIsNotGrantedAnyMore(
+    persistent: Bool, dataPath: BackendConfiguration.DataPath
+  ) throws {
+    try withBackend { frontend, backend in
+      try frontend.connect(
+        backend, try MemoryStorage(byteCount: 1 << 20), .colocated { $0.dataPath = dataPath },
+        persistent: persistent)
+      let lost = frontend.dataPage + 7
+      frontend.xen.revoke(lost)
+      // As long as the ring is granted it is a mistake of the frontend's.
+      #expect(try frontend.perform(.write, [page(lost)]) == -1)
+      let (mapped, errors) = (frontend.xen.mappedPages, frontend.device?.statistics.errors)
+      frontend.xen.revoke(0)
+      for request in [
+        frontend.enqueue(.read, sector: 0, [page(lost)]), frontend.enqueue(.write, sector: 0, [page(lost)]),
+        frontend.enqueueIndirect(.write, sector: 0, [page(lost)], page: lost),
+      ] {
+        try frontend.publishRequests()
+        _ = frontend.device?.colocatedQueue(0)?.run()
+        try frontend.collect()
+        #expect(frontend.responses[request] == nil)
+      }
+      #expect(frontend.xen.mappedPages == mapped)
+      #expect(frontend.device?.statistics.errors == errors)
+      // The frontend that comes back is served.
+      frontend.set("state", "1")
+      #expect(eventually { frontend.backState == "2" })
+      try frontend.publish(persistent: persistent)
+      #expect(eventually { frontend.backState == "4" })
+      #expect(try frontend.perform(.write, [page(lost)]) == 0)
+    }
+  }
+
   @Test(arguments: [33, 64, UInt32.max / 2, UInt32.max]) func aRingThatOverflowsIsHaltedAndReported(
     claimed: UInt32
   ) throws {

@@ -25,18 +25,20 @@ func backRing(_ input: inout FuzzInput) {
 /// Mapping gives memory of its own, so that AddressSanitizer sees every step beside it.
 private final class Grants: GrantMapping, @unchecked Sendable {
   static let pageCount = 24
-  let pages: UnsafeMutableRawPointer = .allocate(byteCount: pageCount * Page.size, alignment: Page.size)
+  /// What the ring is granted by, always; its memory is elsewhere.
+  static let ring = GrantRef(UInt32(pageCount))
+  let pages: UnsafeMutableRawPointer = .allocate(byteCount: (pageCount + 1) * Page.size, alignment: Page.size)
   /// 0 not granted, 1 read-only, 2 writable.
-  var access = [UInt8](repeating: 2, count: pageCount)
+  var access = [UInt8](repeating: 2, count: pageCount + 1)
   private var mappings: [UnsafeMutableRawPointer: [Int]] = [:]
   var mappedCount: Int { mappings.count }
 
-  init() { pages.initializeMemory(as: UInt8.self, repeating: 0, count: Self.pageCount * Page.size) }
+  init() { pages.initializeMemory(as: UInt8.self, repeating: 0, count: (Self.pageCount + 1) * Page.size) }
   deinit { pages.deallocate() }
 
   func page(_ index: Int) -> UnsafeMutableRawPointer { pages + index * Page.size }
   private func may(_ reference: GrantRef, write: Bool) -> Bool {
-    reference.rawValue < Self.pageCount && access[Int(reference.rawValue)] > (write ? 1 : 0)
+    reference.rawValue <= Self.pageCount && access[Int(reference.rawValue)] > (write ? 1 : 0)
   }
 
   func map(
@@ -185,8 +187,8 @@ private final class BackRingFuzzer {
       engine = .allocate(capacity: 1)
       engine.initialize(
         to: QueueEngine(
-          ring: back, parameters: parameters, storage: storage, grants: grants, sectorCount: 128,
-          pending: slots, slow: slow))
+          ring: back, ringReference: Grants.ring, parameters: parameters, storage: storage, grants: grants,
+          sectorCount: 128, pending: slots, slow: slow))
     } catch {
       ring.deallocate()
       snapshot.deallocate()

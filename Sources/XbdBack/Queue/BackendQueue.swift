@@ -89,8 +89,8 @@ internal import Xen
       // SAFETY: the new memory.
       unsafe engineMemory.initialize(
         to: QueueEngine(
-          ring: ring, parameters: parameters, storage: storage, grants: grants, sectorCount: sectorCount,
-          pending: pending, slow: slow))
+          ring: ring, ringReference: transport.references[0], parameters: parameters, storage: storage,
+          grants: grants, sectorCount: sectorCount, pending: pending, slow: slow))
     } catch {
       try? channels.unbind(port)
       try? unsafe grants.unmap(base, count: transport.references.count)

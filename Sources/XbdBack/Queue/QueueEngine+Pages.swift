@@ -29,7 +29,10 @@ extension QueueEngine {
       pending[slot].useCount = found
       statistics.persistentHits &+= UInt64(truncatingIfNeeded: found)
     }
-    if found < count, !mapMissing(slot, from: found, count, writable: operation == .read) { return false }
+    if found < count, !mapMissing(slot, from: found, count, writable: operation == .read) {
+      cannotReach()
+      return false
+    }
     buildVectors(slot, count)
     return true
   }
@@ -139,6 +142,28 @@ extension QueueEngine {
     }
   }
 
+  // MARK: Pages that cannot be reached
+
+  /// A page that a request names could be neither mapped nor copied: stops if that goes for the ring as well.
+  ///
+  /// The frontend's domain was restored then, or has taken everything back, and we have not read of it yet. Who reads in the
+  /// ring now, if anybody does, waits for the backend to come; an answer would be an error of the disk to him, which there
+  /// was not.
+  mutating func cannotReach() {
+    if !ringIsGranted() { isStopped = true }
+  }
+
+  private func ringIsGranted() -> Bool {
+    let single = CollectionOfOne(ringReference)
+    do throws(XenError) {
+      // SAFETY: let go of at once.
+      unsafe MappedPage(try grants.map(single.span, of: parameters.frontend, writable: true)).unmap(grants)
+      return true
+    } catch {
+      return error.code == .limitReached
+    }
+  }
+
   // MARK: Indirect pages
 
   /// Copies the segments out of an indirect request's pages, once, into the slot.
@@ -153,7 +178,10 @@ extension QueueEngine {
       guard
         let start = UnsafeMutableRawPointer(room.baseAddress),
         unsafe readGranted(request.indirectPage(page), into: start, byteCount: many * Segment.wireSize)
-      else { return false }
+      else {
+        cannotReach()
+        return false
+      }
       // The wire form now lies where the segments belong.
       for index in 0..<many {
         segments[begin + index] = unsafe Segment(loading: start + index * Segment.wireSize)
@@ -251,7 +279,10 @@ extension QueueEngine {
     } catch {
       return false
     }
-    for index in 0..<count where copies[index].status != .okay { return false }
+    for index in 0..<count where copies[index].status != .okay {
+      cannotReach()
+      return false
+    }
     return true
   }
 }

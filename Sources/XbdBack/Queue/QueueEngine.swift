@@ -31,7 +31,7 @@ internal import Xen
   var violation: RingViolation?
   /// What was answered EOPNOTSUPP although it was offered.
   var withdrawn = Withdrawal()
-  /// Nothing is done or answered any more, on purpose.
+  /// Nothing is done or answered any more: on purpose, or because the ring is not granted any more (`cannotReach`).
   var isStopped = false
   /// What goes wrong with the request that is being taken.
   var nextFault = SlotFault.none
@@ -39,6 +39,8 @@ internal import Xen
   /// Set when responses became visible since it was last cleared, and the frontend wants to hear of it.
   var mustNotify = false
 
+  /// What the ring's first page was mapped by.
+  let ringReference: GrantRef
   var persistent: PersistentGrants
   let sectorMask: UInt64
   /// Slots that no request has.
@@ -66,11 +68,12 @@ internal import Xen
 
   /// - Parameters:
   ///   - ring: this end of it.
+  ///   - ringReference: what its first page was mapped by.
   ///   - pending: as many slots as the ring has.
   ///   - slow: the way to the workers for those slots.
   init(
-    ring: consuming BackRing, parameters: QueueParameters, storage: any Storage, grants: any GrantMapping,
-    sectorCount: UInt64, pending: PendingRequests, slow: SlowLane
+    ring: consuming BackRing, ringReference: GrantRef, parameters: QueueParameters, storage: any Storage,
+    grants: any GrantMapping, sectorCount: UInt64, pending: PendingRequests, slow: SlowLane
   ) {
     let capacity = Int(ring.capacity)
     let configuration = parameters.configuration
@@ -79,6 +82,7 @@ internal import Xen
     self.pending = pending
     self.slow = slow
     self.ring = ring
+    self.ringReference = ringReference
     self.parameters = parameters
     self.storage = storage
     self.grants = grants
@@ -143,7 +147,7 @@ internal import Xen
     while let answer = lateAnswers.popLast() {
       self.answer(id: answer.id, operation: answer.operation, answer.status)
     }
-    if ring.hasUnpublished, !holdsBatch, !isStopped { publish() }
+    if ring.hasUnpublished, !holdsBatch { publish() }
     return didSomething
   }
 
@@ -184,6 +188,7 @@ internal import Xen
   }
 
   private mutating func publish() {
+    if isStopped { return }
     unpublished = 0
     if ring.publish() == .required {
       mustNotify = true
@@ -325,6 +330,7 @@ internal import Xen
   /// Pushes a response.
   @inline(__always)
   mutating func answer(id: UInt64, operation: UInt8, _ status: ResponseStatus) {
+    if isStopped { return }
     switch status {
     case .okay: break
     case .error: statistics.errors &+= 1
