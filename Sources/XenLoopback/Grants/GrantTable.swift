@@ -129,7 +129,7 @@ extension DomainMemory {
   }
 
   /// Makes a grant one for another domain; whoever has mapped the page keeps it until it unmaps it.
-  func redirect(_ reference: UInt32, to domain: UInt16) {
+  private func redirect(_ reference: UInt32, to domain: UInt16) {
     let word = grant(reference).word
     var current = word.loadAcquiring()
     while current & GrantEntry.permitAccess != 0 {
@@ -138,6 +138,17 @@ extension DomainMemory {
       if done { return }
       current = seen
     }
+  }
+
+  /// Makes every grant one for another domain.
+  ///
+  /// Those whose pages are mapped come first, the rings among them: a backend that is refused a page finds its ring refused
+  /// as well.
+  func redirectAll(to domain: UInt16) {
+    for reference in usedReferences where grant(reference).word.loadAcquiring() >> 32 != 0 {
+      redirect(reference, to: domain)
+    }
+    for reference in usedReferences { redirect(reference, to: domain) }
   }
 
   /// Gives entries that are busy and next to each other back, and their pages to the system.

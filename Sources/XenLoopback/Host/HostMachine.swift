@@ -102,7 +102,7 @@ final class HostMachine {
   /// (Linux's gntalloc and evtchn drivers hear nothing of it: pages stay mapped in the domain, ports stay numbers).
   func invalidate(_ domain: HostDomain) {
     let memory = domain.memory
-    for reference in memory.usedReferences { memory.redirect(reference, to: DomainLayout.nobody) }
+    memory.redirectAll(to: DomainLayout.nobody)
     for handle in handles.values where handle.join.serial == memory.serial {
       for port in handle.ports {
         let entry = memory.port(port)
