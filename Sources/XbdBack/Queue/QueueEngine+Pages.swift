@@ -146,9 +146,8 @@ extension QueueEngine {
 
   /// A page that a request names could be neither mapped nor copied: stops if that goes for the ring as well.
   ///
-  /// The frontend's domain was restored then, or has taken everything back, and we have not read of it yet. Who reads in the
-  /// ring now, if anybody does, waits for the backend to come; an answer would be an error of the disk to him, which there
-  /// was not.
+  /// The frontend's domain was restored then, or has taken everything back, and we have not read of it yet. Whoever still
+  /// reads in the ring is about to leave it; an answer would tell him of an error of the disk that there was not.
   mutating func cannotReach() {
     if !ringIsGranted() { isStopped = true }
   }
