@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // An NBD server that does nothing but move bytes: what a client, a socket and the storage cost by themselves. No bound: a
-// server that chooses better when to sleep can be faster. It takes as many requests as one recv brings and answers all of them with one sendmsg, behind a pause
-// eight at a time, as xbd-user does (docs/data-path.md, "Eight at a time"); it checks hardly anything, and cannot flush. Memory leaves from where it lies; a file is read and written with one system call
-// for each request.
+// server that chooses better when to sleep can be faster. It takes as many requests as one recv brings and answers all of
+// them with one sendmsg, behind a pause eight at a time, as xbd-user does (docs/data-path.md, "Eight at a time"); it checks
+// hardly anything, and cannot flush. Memory leaves from where it lies; a file is read and written with one system call for
+// each request.
 //
 //     bare SOCKET SIZE MICROSECONDS [FILE]
 //
