@@ -102,6 +102,8 @@ public enum Fault: Sendable, Hashable {
   case startAt(UInt8)
   /// It goes to this state when it should connect.
   case refuseToConnect(UInt8)
+  /// It sees the frontend's Closing and Closed only when that is at Initialised, and then goes to this state, once.
+  case followLate(UInt8)
   /// The backend stays in a state and never leaves it.
   case stuck(UInt8)
   /// The state goes through these, one each time that the backend looks.
@@ -128,7 +130,8 @@ public enum Fault: Sendable, Hashable {
       .changeIndirectPages:
       .grants
     case .eventStorm, .noEvents, .closeChannel: .events
-    case .node, .startAt, .refuseToConnect, .stuck, .bounce, .watchStorm, .vanish, .denyReading, .resizeStorm:
+    case .node, .startAt, .refuseToConnect, .followLate, .stuck, .bounce, .watchStorm, .vanish, .denyReading,
+      .resizeStorm:
       .store
     }
   }

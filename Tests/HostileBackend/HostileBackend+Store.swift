@@ -76,6 +76,10 @@ extension HostileBackend {
     lastSeenFrontend = front
     observe { if $0.states.last != front { $0.states.append(front) } }
     if stuckState != nil { return }
+    for case .followLate(let state) in plan.faults where !hasFollowedLate {
+      hasFollowedLate = front == 3
+      return hasFollowedLate ? setState(state) : ()
+    }
     switch front {
     case 1:
       if state >= 5 || (ring != nil && isNew) {

@@ -92,6 +92,7 @@ public final class HostileBackend: @unchecked Sendable {
   var late: [(due: UInt64, answer: Answer)] = []
   var repeats: [Answer] = []
   var bounces = 0
+  var hasFollowedLate = false
   var lastSeenFrontend: UInt8 = 0
   var random: UInt64 = 1
   var flipper: Flipper?

@@ -183,6 +183,18 @@ import XenLoopback
     backend.stop()
   }
 
+  @Test(arguments: [5, 6] as [UInt8])
+  func case42_aBackendThatFollowsTheClosingLateIsWaitedFor(state: UInt8) throws {
+    // It had nothing to let go of, and comes to read our 5 or 6 when the ring is published.
+    let machine = try HostileMachine()
+    try machine.toolstack.store.write(machine.device.frontendPath + "/state", "4")
+    let backend = try HostileBackend(machine, plan: Plan([.followLate(state)]))
+    let victim = try Victim(again: machine, backend)
+    victim.expectWorking()
+    backend.forgive()
+    victim.stop()
+  }
+
   @Test(arguments: [1, 2, 3, 5] as [UInt8])
   func case43_aBackendThatStaysWhereItIsIsNamedWithBothStates(state: UInt8) throws {
     let began = MonotonicClock.nanoseconds()

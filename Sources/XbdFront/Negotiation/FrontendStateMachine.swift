@@ -139,6 +139,8 @@ public struct FrontendStateMachine: Sendable, Equatable {
   var holder = Holder.same
   /// The toolstack does not want the device gone.
   var isOnline = true
+  /// An earlier user's state was closed without the backend having been seen to follow: it may do so yet, once.
+  var mayFollowLate = false
   /// The backend broke the protocol: it gets a moment to come to its senses.
   var mustPause = false
   /// The states after a migration, while the queues let go.
@@ -245,10 +247,18 @@ public struct FrontendStateMachine: Sendable, Equatable {
     switch (phase, backend) {
     case (.resettingClosing, .closing), (.resettingClosing, .closed), (.resettingClosing, .initialising),
       (.resettingClosing, .initWait), (.resettingClosing, .unknown):
+      // One that had nothing to let go of reads our 5 whenever it comes to it: by then we may have published.
+      mayFollowLate = backend != .closing
       phase = .resettingClosed
       return [.setState(.closed), .startTimer] + backendMoved()
     case (.resettingClosed, .closed), (.resettingClosed, .initialising), (.resettingClosed, .initWait):
       return beginWaiting()
+
+    case (.waitingForBackend, .closing) where mayFollowLate, (.published, .closing) where mayFollowLate,
+      (.published, .closed) where mayFollowLate:
+      mayFollowLate = false
+      phase = .resettingClosed
+      return [.abandon, .setState(.closed), .startTimer] + backendMoved()
 
     case (.waitingForBackend, .initWait), (.waitingForBackend, .initialised),
       (.waitingForBackend, .connected):

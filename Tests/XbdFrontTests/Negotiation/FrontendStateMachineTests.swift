@@ -176,6 +176,32 @@ import Xen
     #expect(machine.phase == .published)
   }
 
+  @Test(arguments: [XenbusState.closing, .closed])
+  func aBackendThatFollowsAResetLateIsWaitedForOnce(late: XenbusState) {
+    // It has nothing to let go of, so nobody waits for it; then it reads the 5 of the reset.
+    var (machine, actions) = Self.run([.started(own: .connected, backend: .initWait)])
+    #expect(machine.phase == .published)
+    #expect(Self.states(actions) == [.closing, .closed, .initialising])
+    actions = machine.handle(.backendState(late))
+    #expect(actions.first == .abandon)
+    #expect(Self.states(actions) == (late == .closed ? [.closed, .initialising] : [.closed]))
+    _ = machine.handle(.backendState(.closed))
+    #expect(machine.phase == .waitingForBackend)
+    _ = machine.handle(.backendState(.initWait))
+    #expect(machine.phase == .published)
+    actions = machine.handle(.backendState(late))
+    #expect(machine.phase == .finished)
+  }
+
+  @Test func aBackendThatFollowsAResetLateBeforeItsRingIsWaitedFor() {
+    var (machine, _) = Self.run([.started(own: .connected, backend: .closed)])
+    #expect(machine.phase == .waitingForBackend)
+    #expect(Self.states(machine.handle(.backendState(.closing))) == [.closed])
+    #expect(Self.states(machine.handle(.backendState(.closed))) == [.initialising])
+    _ = machine.handle(.backendState(.initWait))
+    #expect(machine.phase == .published)
+  }
+
   @Test func aBackendThatKeepsAnEarlierRingIsNotTakenForConnected() {
     var (machine, _) = Self.run([.started(own: .connected, backend: .connected)])
     let actions = machine.handle(.timedOut)
