@@ -21,7 +21,7 @@ extension HostileBackend {
   ///
   /// - Returns: false when there is one already.
   func arm() -> Bool {
-    guard let ring else { return true }
+    guard let ring, !isOrphaned else { return true }
     if has(.suppressNotifications) {
       ring[.requestEvent] = ring[.requestProducer] &+ 1 << 31
       // It sleeps, as it has just promised.
@@ -35,7 +35,7 @@ extension HostileBackend {
   ///
   /// - Returns: whether there was anything.
   func serve() -> Bool {
-    guard let ring, !isChannelClosed else { return false }
+    guard let ring, !isChannelClosed, !isOrphaned else { return false }
     // A backend that suppresses notifications sleeps until it gets one all the same.
     if has(.suppressNotifications), !wasKicked { return false }
     wasKicked = false
@@ -138,6 +138,7 @@ extension HostileBackend {
     } else {
       status = execute(request)
     }
+    if isOrphaned { return }
     let operation = request.isIndirect && has(.outerOperation) ? 6 : request.operation
     let answer = Answer(request: request, id: request.id, operation: operation, status: status)
     if let delay = fault({ if case .answerLate(let delay) = $0 { delay } else { nil } }) {
@@ -170,7 +171,9 @@ extension HostileBackend {
       for part in request.segments where part.first <= part.last && part.last < 8 {
         let length = (Int(part.last) - Int(part.first) + 1) * 512
         guard let page = grants.page(part.reference), position + length <= disk.bytes.count else {
-          observe { $0.refusedMappings += 1 }
+          // The domain was migrated, and xenstore has not said so yet: nobody will read the ring.
+          isOrphaned = !ringReferences.allSatisfy { grants.isGranted($0) }
+          if !isOrphaned { observe { $0.refusedMappings += 1 } }
           return -1
         }
         let address = page + Int(part.first) * 512

@@ -128,6 +128,7 @@ extension HostileBackend {
       ringReferences = Set(references.compactMap { $0 })
       wasKicked = true
       isChannelClosed = false
+      isOrphaned = false
       observe { $0.connections += 1 }
       applyNodeFaults()
       setState(4)

@@ -93,6 +93,8 @@ public final class HostileBackend: @unchecked Sendable {
   var repeats: [Answer] = []
   var bounces = 0
   var hasFollowedLate = false
+  /// The ring is not granted any more.
+  var isOrphaned = false
   var lastSeenFrontend: UInt8 = 0
   var random: UInt64 = 1
   var flipper: Flipper?
@@ -239,8 +241,10 @@ public final class HostileBackend: @unchecked Sendable {
 
   private func run(_ box: LoopBox) {
     var channelDescriptor: Int32 = -1
-    while !stopping.load(ordering: .acquiring) {
+    while true {
       takeErrands()
+      // Behind the counter's drain: one that is stopped in between would sleep on for good.
+      if stopping.load(ordering: .acquiring) { break }
       receiveWatches()
       if let channels, channels.fileDescriptor != channelDescriptor {
         if channelDescriptor >= 0 { box.loop.remove(channelDescriptor) }

@@ -31,6 +31,14 @@ final class HostileGrants {
     return page
   }
 
+  /// Whether a page is still granted, wherever it is mapped by now.
+  func isGranted(_ reference: UInt32) -> Bool {
+    guard let page = try? spy.map([GrantRef(reference)], of: HostileMachine.domain, writable: false)
+    else { return false }
+    try? spy.unmap(page, count: 1)
+    return true
+  }
+
   func release(_ reference: UInt32) {
     guard let page = pages.removeValue(forKey: reference) else { return }
     try? mapping.unmap(page, count: 1)
