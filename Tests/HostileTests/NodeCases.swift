@@ -327,13 +327,16 @@ import XenLoopback
     let before = Self.processorSeconds(of: thread)
     let (looks, began) = (victim.looks.with { $0 }, MonotonicClock.nanoseconds())
     victim.run(milliseconds: 2000)
+    // A machine that is busy with other things takes longer to make a storm of it.
+    victim.run("a storm", until: { victim.backend.observations.stateWrites - writes > 1000 })
     let used = Self.processorSeconds(of: thread) - before
-    let allowed = WatchPacer.allowed(in: MonotonicClock.nanoseconds() - began)
-    #expect(victim.looks.with { $0 } - looks <= allowed, "\(victim.looks.with { $0 } - looks) looks")
+    let elapsed = MonotonicClock.nanoseconds() - began
+    let seen = victim.looks.with { $0 } - looks
+    #expect(seen <= WatchPacer.allowed(in: elapsed), "\(seen) looks")
     let stormed = victim.backend.observations.stateWrites - writes
     // Without a bound each write is some thirty round trips: the thread would have no pause at all.
-    #expect(stormed > 1000, "\(stormed) writes")
-    #expect(used < 1.0, "\(used) s of 2 s for \(stormed) writes, \(idle) s before")
+    #expect(
+      used < Double(elapsed) / 2e9, "\(used) s of \(elapsed) ns for \(stormed) writes, \(idle) s before")
     victim.expectWorking()
     // It is still heard, if not at once.
     victim.backend.follow(Plan())
