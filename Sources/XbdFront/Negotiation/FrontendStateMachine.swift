@@ -139,7 +139,7 @@ public struct FrontendStateMachine: Sendable, Equatable {
   var holder = Holder.same
   /// The toolstack does not want the device gone.
   var isOnline = true
-  /// An earlier user's state was closed without the backend having been seen to follow: it may do so yet, once.
+  /// An earlier user has closed, or was closed, without the backend having been seen to follow: it may do so yet, once.
   var mayFollowLate = false
   /// The backend broke the protocol: it gets a moment to come to its senses.
   var mustPause = false
@@ -230,7 +230,13 @@ public struct FrontendStateMachine: Sendable, Equatable {
       // Nobody resets the state of a frontend that died.
       phase = .resettingClosing
       return [.setState(.closing), .startTimer] + backendMoved()
-    case .unknown, .initialising, .closed:
+    case .closed where backend == .closing:
+      phase = .resettingClosed
+      return [.setState(.closed), .startTimer]
+    case .closed:
+      mayFollowLate = backend != .closed
+      return beginWaiting()
+    case .unknown, .initialising:
       return beginWaiting()
     }
   }

@@ -193,6 +193,27 @@ import Xen
     #expect(machine.phase == .finished)
   }
 
+  @Test(arguments: [XenbusState.closing, .closed])
+  func aBackendThatHasNotReadOfAnEarlierClosingIsWaitedForOnce(late: XenbusState) {
+    // The frontend before us has closed a moment ago.
+    var (machine, _) = Self.run([.started(own: .closed, backend: .initWait)])
+    #expect(machine.phase == .published)
+    #expect(machine.handle(.backendState(late)).first == .abandon)
+    _ = machine.handle(.backendState(.closed))
+    _ = machine.handle(.backendState(.initWait))
+    #expect(machine.phase == .published)
+    _ = machine.handle(.backendState(late))
+    #expect(machine.phase == .finished)
+  }
+
+  @Test func aBackendThatIsStillClosingIsNotTakenForOneThatBegins() {
+    // At 1 it would wait for a 6 that nobody writes any more.
+    var (machine, actions) = Self.run([.started(own: .closed, backend: .closing)])
+    #expect(Self.states(actions) == [.closed])
+    actions = machine.handle(.backendState(.closed))
+    #expect(Self.states(actions) == [.initialising])
+  }
+
   @Test func aBackendThatFollowsAResetLateBeforeItsRingIsWaitedFor() {
     var (machine, _) = Self.run([.started(own: .connected, backend: .closed)])
     #expect(machine.phase == .waitingForBackend)
