@@ -199,6 +199,7 @@ import Xen
       frontend.xen.revoke(lost)
       // As long as the ring is granted it is a mistake of the frontend's.
       #expect(try frontend.perform(.write, [page(lost)]) == -1)
+      #expect(frontend.device?.colocatedQueue(0)?.queue.hasLostRing == false)
       let (mapped, errors) = (frontend.xen.mappedPages, frontend.device?.statistics.errors)
       frontend.xen.revoke(0)
       for request in [
@@ -210,6 +211,7 @@ import Xen
         try frontend.collect()
         #expect(frontend.responses[request] == nil)
       }
+      #expect(frontend.device?.colocatedQueue(0)?.queue.hasLostRing == true)
       #expect(frontend.xen.mappedPages == mapped)
       #expect(frontend.device?.statistics.errors == errors)
       // The frontend that comes back is served.

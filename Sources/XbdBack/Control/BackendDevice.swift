@@ -35,6 +35,7 @@ public final class BackendDevice: @unchecked Sendable {
   private var past = BackendStatistics()
   private(set) var removed = false
   private var reportedViolation = false
+  private var reportedLostRing = false
   private var withdrawn = Withdrawal()
   /// Until when a frontend may go on with the ring of a backend that died, in nanoseconds.
   private(set) var patience: UInt64?
@@ -199,9 +200,14 @@ public final class BackendDevice: @unchecked Sendable {
     }
   }
 
-  /// Reports a ring that the frontend broke, and takes back features that turned out not to work.
+  /// Reports a ring that the frontend broke or took back, and takes back features that turned out not to work.
   func checkRings() {
     guard !removed else { return }
+    if !reportedLostRing, queues.contains(where: { $0.queue.hasLostRing }) {
+      reportedLostRing = true
+      logger.warning(
+        "the ring is not granted any more: nothing is answered in it until the frontend connects again")
+    }
     let found = queues.reduce(into: Withdrawal()) { $0.formUnion($1.queue.withdrawn) }
     if found != withdrawn {
       for key in found.subtracting(withdrawn).keys { try? backend.store.write("\(directory)/\(key)", "0") }
@@ -305,6 +311,7 @@ public final class BackendDevice: @unchecked Sendable {
     }
     queues = []
     reportedViolation = false
+    reportedLostRing = false
     withdrawn = []
     backend.control.signalAll()
   }

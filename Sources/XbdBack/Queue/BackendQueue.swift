@@ -34,6 +34,7 @@ internal import Xen
   private let changed: @Sendable () -> Void
   private let brokenBy = Mutex<RingViolation?>(nil)
   private let withdrawal = Mutex(Withdrawal())
+  private let ringLost = Atomic(false)
   private let stop: StopSignal
   private let thread = Mutex<DedicatedThread?>(nil)
 
@@ -48,7 +49,7 @@ internal import Xen
   ///
   /// - Parameters:
   ///   - transport: the references and the port.
-  ///   - changed: called with no lock held when `violation` or `withdrawn` has changed.
+  ///   - changed: called with no lock held when `violation`, `withdrawn` or `hasLostRing` has changed.
   /// - Throws: one sentence; nothing stays mapped or bound.
   init(
     system: any XenSystem, transport: RingTransport, parameters: QueueParameters, storage: any Storage,
@@ -129,6 +130,9 @@ internal import Xen
   /// How the frontend broke the ring.
   var violation: RingViolation? { brokenBy.withLock { $0 } }
 
+  /// Whether the ring turned out not to be granted any more: nothing is answered in it.
+  var hasLostRing: Bool { ringLost.load(ordering: .relaxed) }
+
   /// What was answered EOPNOTSUPP although it was offered.
   var withdrawn: Withdrawal { withdrawal.withLock { $0 } }
 
@@ -148,6 +152,7 @@ internal import Xen
   func run() -> Bool {
     var broken: RingViolation?
     var withdrawn = Withdrawal()
+    var losesRing = false
     let didSomething = monitor.withLock { () -> Bool in
       guard isAttached else { return false }
       let already = engine.violation != nil
@@ -157,6 +162,7 @@ internal import Xen
         if notifies { notify() }
       }
       if !already { broken = engine.violation }
+      losesRing = engine.hasLostRing && !hasLostRing
       if engine.withdrawn != reported {
         withdrawn = engine.withdrawn
         reported = withdrawn
@@ -165,7 +171,8 @@ internal import Xen
     }
     if let broken { brokenBy.withLock { $0 = broken } }
     if !withdrawn.isEmpty { withdrawal.withLock { $0 = withdrawn } }
-    if broken != nil || !withdrawn.isEmpty { changed() }
+    if losesRing { ringLost.store(true, ordering: .relaxed) }
+    if broken != nil || !withdrawn.isEmpty || losesRing { changed() }
     return didSomething
   }
 

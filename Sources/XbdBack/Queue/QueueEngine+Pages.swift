@@ -149,7 +149,9 @@ extension QueueEngine {
   /// The frontend's domain was restored then, or has taken everything back, and we have not read of it yet. Whoever still
   /// reads in the ring is about to leave it; an answer would tell him of an error of the disk that there was not.
   mutating func cannotReach() {
-    if !ringIsGranted() { isStopped = true }
+    guard !hasLostRing, !ringIsGranted() else { return }
+    hasLostRing = true
+    isStopped = true
   }
 
   private func ringIsGranted() -> Bool {

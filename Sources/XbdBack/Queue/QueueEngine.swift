@@ -31,8 +31,10 @@ internal import Xen
   var violation: RingViolation?
   /// What was answered EOPNOTSUPP although it was offered.
   var withdrawn = Withdrawal()
-  /// Nothing is done or answered any more: on purpose, or because the ring is not granted any more (`cannotReach`).
+  /// Nothing is done or answered any more: on purpose, or because the ring is lost.
   var isStopped = false
+  /// The ring is not granted any more (`cannotReach`).
+  var hasLostRing = false
   /// What goes wrong with the request that is being taken.
   var nextFault = SlotFault.none
   private var lateAnswers: [(id: UInt64, operation: UInt8, status: ResponseStatus)] = []
