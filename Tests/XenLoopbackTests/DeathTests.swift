@@ -242,7 +242,8 @@ final class RemoteHost {
 
   init(_ directory: String) throws {
     party = try RemoteParty([Helper.path, "host", directory], domain: .dom0)
-    eventually("the host's socket") { access(LoopbackPaths.control(directory), F_OK) == 0 }
+    // The socket has a name a moment before anybody listens to it.
+    eventually("the host") { (try? ControlClient(directory)) != nil }
   }
 
   func kill() { party.kill() }
