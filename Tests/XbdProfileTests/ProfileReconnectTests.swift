@@ -95,7 +95,8 @@ import XbdFront
     pair.killBackend()
     try pair.mournBackend()
     let statuses = try tags.map { try pair.finish($0).0 }
-    #expect(statuses.allSatisfy { $0 == .shutdown }, "\(statuses)")
+    // A queue that had its thread's turn between the loss of the disk and its own end has answered with an error.
+    #expect(statuses.allSatisfy { $0 == .shutdown || $0 == .ioError }, "\(statuses)")
     #expect(try pair.perform(.read, 0, 512) == .shutdown)
     pair.expectFailed(because: "it was killed")
     pair.close()
