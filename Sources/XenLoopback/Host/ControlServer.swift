@@ -75,8 +75,11 @@ final class ControlServer: LoopClient {
       return (reply, try descriptors(of: join.domain))
     case .lookUp: return (reply, try descriptors(of: Self.domain(request.a)))
     case .openHandle:
-      guard let eventfd = received.take() else { throw .badFileDescriptor }
-      let handle = try machine.openHandle(try joined(connection), OwnedDescriptor(eventfd))
+      let join = try joined(connection)
+      let eventfd = try received.take()
+      // One that is full must not make the host wait when it is written to.
+      try eventfd.setNonBlocking()
+      let handle = try machine.openHandle(join, eventfd)
       reply.a = handle.number
       reply.b = UInt32(handle.index)
     case .closeHandle: machine.closeHandle(try handle(request.a, connection))
@@ -161,9 +164,11 @@ final class ReceivedDescriptor {
     self.raw = raw
   }
 
-  func take() -> Int32? {
-    defer { raw = nil }
-    return raw
+  /// Gives the descriptor to the caller, once.
+  func take() throws(Errno) -> OwnedDescriptor {
+    guard let raw else { throw .badFileDescriptor }
+    self.raw = nil
+    return OwnedDescriptor(raw)
   }
 
   deinit {
