@@ -12,7 +12,7 @@ import SystemPackage
 @testable import XenLoopback
 
 func control(_ input: inout FuzzInput) {
-  guard let fuzzer = try? ControlFuzzer() else { return }
+  guard let fuzzer = try? ControlFuzzer() else { violated("there is room for a host") }
   var steps = 0
   while !input.isAtEnd, steps < 100 {
     steps += 1

@@ -12,7 +12,7 @@ import Xen
 @testable import XbdFront
 
 func frontRing(_ input: inout FuzzInput) {
-  guard let fuzzer = FrontRingFuzzer(&input) else { return }
+  let fuzzer = FrontRingFuzzer(&input)
   var steps = 0
   while !input.isAtEnd, steps < 400 {
     steps += 1
@@ -97,7 +97,7 @@ private final class FrontRingFuzzer {
   private var isSuspended = false
   private var gaveUp = false
 
-  init?(_ input: inout FuzzInput) {
+  init(_ input: inout FuzzInput) {
     arena.reset()
     let shape = input.byte()
     let more = input.byte()
@@ -106,7 +106,7 @@ private final class FrontRingFuzzer {
     trusted = shape & 8 != 0
     guard let ringPages = try? arena.share(pages: 1 << order, with: .dom0, writable: true),
       let wakeup = try? EventCounter()
-    else { return nil }
+    else { violated("there is room for a ring") }
     self.ringPages = ringPages
     let start: UInt32 = more & 1 == 0 ? 0 : 0xFFFF_FFFA
     let ring = FrontRing(pages: ringPages.baseAddress, pageCount: 1 << order, abi: abi, startingAt: start)

@@ -42,9 +42,23 @@ enum Fuzz {
     exit(
       runDriver(&count, &arguments) { bytes, count in
         var input = FuzzInput(UnsafeBufferPointer(start: bytes, count: count))
+        let before = openDescriptors()
         Fuzz.target(&input)
+        let after = openDescriptors()
+        if after > before { violated("what was opened is closed: \(after - before) descriptors are left") }
         return 0
       })
+  }
+}
+
+/// How many of the first 256 descriptors are open, found with one system call.
+private func openDescriptors() -> Int {
+  withUnsafeTemporaryAllocation(of: pollfd.self, capacity: 256) { entries in
+    for number in entries.indices {
+      entries.initializeElement(at: number, to: pollfd(fd: Int32(number), events: 0, revents: 0))
+    }
+    _ = poll(entries.baseAddress, nfds_t(entries.count), 0)
+    return entries.count { Int32($0.revents) & Int32(POLLNVAL) == 0 }
   }
 }
 

@@ -113,7 +113,7 @@ private func serve(_ bytes: [UInt8], piece: Int, readOnly: Bool) {
     let mailbox = try? WorkerMailbox(), let events = try? EventLoop(capacity: 8),
     let target = try? MemoryTarget(
       disk: disk, pageCount: 64, operationCount: 16, order: .inOrder, geometry: geometry)
-  else { return }
+  else { violated("there is room for a worker") }
   let client = pair[0]
   var position = 0
   var replies: [UInt8] = []
@@ -138,7 +138,9 @@ private func serve(_ bytes: [UInt8], piece: Int, readOnly: Bool) {
   configuration.maximumRequests = 16
   let limiter = ConnectionLimiter(limit: 2)
   _ = limiter.enter()
-  guard (try? WorkerLoop.prepare(events, mailbox, script.descriptors)) != nil else { return }
+  guard (try? WorkerLoop.prepare(events, mailbox, script.descriptors)) != nil else {
+    violated("a worker can be prepared")
+  }
   _ = mailbox.post(.adopt(pair[1]))
   let loop = WorkerLoop(
     target: script, export: Export(name: "disk", description: "A disk", isReadOnly: readOnly),

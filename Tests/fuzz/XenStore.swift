@@ -11,7 +11,9 @@ import SystemPackage
 @testable import XenLoopback
 
 func xenStore(_ input: inout FuzzInput) {
-  guard let fuzzer = try? XenStoreFuzzer(withControlDomain: input.flag()) else { return }
+  guard let fuzzer = try? XenStoreFuzzer(withControlDomain: input.flag()) else {
+    violated("there is room for a xenstore")
+  }
   var steps = 0
   while !input.isAtEnd, steps < 200 {
     steps += 1
