@@ -10,6 +10,14 @@ import Testing
 
 @testable import XenLoopback
 
+/// Two connected sockets, close-on-exec: other tests start programs meanwhile.
+private func pair() throws -> (Int32, Int32) {
+  var pair: [Int32] = [-1, -1]
+  // SOCK_STREAM, which Glibc gives Swift as another type.
+  try #require(socketpair(AF_UNIX, 1 | cxen_O_CLOEXEC, 0, &pair) == 0)
+  return (pair[0], pair[1])
+}
+
 @Suite struct ControlDescriptorTests {
   /// A host's control socket with one process on it, all in this thread.
   private final class Fixture {
@@ -23,19 +31,12 @@ import Testing
       let machine = machine
       try machine.createDomain(0, pageLimit: 64, frameLimit: 4)
       server = try ControlServer(
-        OwnedDescriptor(eventfd(0, Int32(EFD_NONBLOCK))), machine: machine, loop: loop,
+        OwnedDescriptor(eventfd(0, Int32(EFD_NONBLOCK | EFD_CLOEXEC))), machine: machine, loop: loop,
         createDomain: { _, _, _ in }, destroyDomain: { _ in }, introduceDomain: { _ in },
         storeCounts: { _ in XenStoreCounts() })
-      let (ours, theirs) = try Self.pair()
+      let (ours, theirs) = try pair()
       process = OwnedDescriptor(ours)
       connection = try ControlConnection(OwnedDescriptor(theirs), server: server, loop: loop)
-    }
-
-    private static func pair() throws -> (Int32, Int32) {
-      var pair: [Int32] = [-1, -1]
-      // SOCK_STREAM, which Glibc gives Swift as another type.
-      try #require(socketpair(AF_UNIX, 1, 0, &pair) == 0)
-      return (pair[0], pair[1])
     }
 
     /// Sends a request with a descriptor, and gives the errno that the host answers it with.
@@ -54,23 +55,17 @@ import Testing
     }
   }
 
-  private func pipe() throws -> (read: Int32, write: Int32) {
-    var ends: [Int32] = [-1, -1]
-    try #require(Glibc.pipe(&ends) == 0)
-    return (ends[0], ends[1])
-  }
-
   // Found by Tests/fuzz/run control, which ran out of descriptors.
   @Test(arguments: [ControlOperation.openHandle, .status, .lookUp])
   func regression_aDescriptorOfAProcessThatHasNotJoinedIsClosed(operation: ControlOperation) throws {
     let fixture = try Fixture()
-    let (read, write) = try pipe()
-    defer { close(read) }
-    let answer = fixture.ask(operation, write)
-    close(write)
+    let (ours, sent) = try pair()
+    defer { close(ours) }
+    let answer = fixture.ask(operation, sent)
+    close(sent)
     #expect(answer == (operation == .openHandle ? UInt32(EPERM) : 0))
-    // Nobody has the other end any more, so there is an end to read.
-    var entry = pollfd(fd: read, events: 0, revents: 0)
+    // Nobody has the other end any more.
+    var entry = pollfd(fd: ours, events: 0, revents: 0)
     #expect(poll(&entry, 1, 0) == 1)
     #expect(Int32(entry.revents) & Int32(POLLHUP) != 0)
     fixture.connection.close()
@@ -78,15 +73,15 @@ import Testing
 
   @Test func aHandlesDescriptorCannotMakeTheHostWait() throws {
     let fixture = try Fixture()
-    let (read, write) = try pipe()
+    let (ours, sent) = try pair()
     defer {
-      close(read)
-      close(write)
+      close(ours)
+      close(sent)
     }
     #expect(fixture.ask(.join, nil) == 0)
-    #expect(fixture.ask(.openHandle, write) == 0)
+    #expect(fixture.ask(.openHandle, sent) == 0)
     // (Asked of our own descriptor, which shares its flags with the host's: a host that does wait would hang the test.)
-    #expect(cxen_get_status_flags(write) & cxen_O_NONBLOCK != 0)
+    #expect(cxen_get_status_flags(sent) & cxen_O_NONBLOCK != 0)
     fixture.connection.close()
     #expect(fixture.machine.handles.isEmpty)
   }
