@@ -112,7 +112,7 @@ extension WorkerLoop {
   }
 
   /// A whole message is not there yet; after the end of the input it never will be.
-  private func stopForMore(_ connection: Entry<Connection>) -> ParseResult {
+  func stopForMore(_ connection: Entry<Connection>) -> ParseResult {
     connection.pointee.inputEnded ? .ended : .needsMore
   }
 
@@ -235,76 +235,6 @@ extension WorkerLoop {
     return nil
   }
 
-  /// How much one extent of block status covers: all of the device is data.
-  private func extent(_ header: RequestHeader, isOne: Bool, _ style: ReplyStyle) -> UInt64 {
-    let rest = isOne ? header.length : state.pointee.geometry.byteCount &- header.byteOffset
-    if style == .extended { return rest }
-    // 32 bits, and a multiple of every block size.
-    let longest: UInt64 = 0xffff_0000
-    return min(rest, longest)
-  }
-
-  /// Reads the payload form of block status: an effect length and the contexts wanted.
-  private func blockStatusPayload(
-    _ connection: Entry<Connection>, _ header: inout RequestHeader, _ size: Int, _ payload: Int
-  ) -> RequestVerdict {
-    guard payload == 12 else { return .answer(NBDError.invalid) }
-    let (length, context) = connection.pointee.buffer.withBytes(size, count: 12) { bytes in
-      (bytes.bigEndian(0, as: UInt64.self), bytes.bigEndian(8, as: UInt32.self))
-    }
-    // One context exists, so exactly one identifier can be right: more would repeat it.
-    guard context == NBDMetaContext.allocationID else { return .answer(NBDError.invalid) }
-    header.length = length
-    header.flags &= ~NBDCommandFlag.payloadLength
-    return header.verdict(state.pointee.geometry, connection.pointee.session)
-  }
-
-  /// Drops the payload of a refused request.
-  ///
-  /// - Returns: whether all of it has come.
-  private func skip(_ index: Int32) -> Bool {
-    let connection = connections[index]
-    let available = connection.pointee.buffer.count
-    let dropped = min(connection.pointee.skipRemaining, UInt64(available))
-    connection.pointee.buffer.consume(Int(dropped))
-    connection.pointee.skipRemaining -= dropped
-    guard connection.pointee.skipRemaining == 0 else { return false }
-    let slot = connection.pointee.skipSlot
-    connection.pointee.skipSlot = -1
-    queueReply(slot)
-    return true
-  }
-
-  /// Moves buffered bytes of a large payload into the target's memory; submits the write when it is complete.
-  ///
-  /// - Returns: whether it is.
-  private func takePayload(_ index: Int32) -> Bool {
-    let connection = connections[index]
-    let slot = table[connection.pointee.payloadSlot]
-    let operation = TargetOperation(rawValue: slot.pointee.operation)
-    let remaining = Int(slot.pointee.byteCount) - connection.pointee.payloadReceived
-    let buffered = min(remaining, connection.pointee.buffer.count)
-    if buffered > 0 {
-      copyIn(operation, connection, at: connection.pointee.payloadReceived, buffered)
-      connection.pointee.payloadReceived += buffered
-    }
-    guard buffered == remaining else { return false }
-    connection.pointee.payloadSlot = -1
-    slot.pointee.state = .running
-    target.submit(operation)
-    return true
-  }
-
-  /// Moves payload bytes from the buffer into an operation's memory.
-  @inline(__always)
-  private func copyIn(
-    _ operation: TargetOperation, _ connection: Entry<Connection>, at offset: Int, _ count: Int
-  ) {
-    counters.add(.bytesCopied, UInt64(count))
-    transfer.pointee.copy(count, from: connection.pointee.buffer, to: operation, of: target, at: offset)
-    connection.pointee.buffer.consume(count)
-  }
-
   @inline(__always)
   private func count(_ command: UInt16) {
     switch command {
@@ -316,46 +246,6 @@ extension WorkerLoop {
     case NBDCommand.writeZeroes: counters.add(.writeZeroes)
     case NBDCommand.blockStatus: counters.add(.blockStatuses)
     default: counters.add(.unknownCommands)
-    }
-  }
-
-  /// Moves the handshake on by one message.
-  ///
-  /// - Returns: why to stop; nil to go on.
-  private func shakeHands(_ index: Int32) -> ParseResult? {
-    let connection = connections[index]
-    guard !connection.pointee.closesWhenSent else { return .ended }
-    if connection.pointee.handshakeOutput.count >= Self.handshakeLimit { return .blockedOnOwnLimit }
-    // Taken out for the time of the call: its input lies in the connection as well.
-    guard var handshake = connection.pointee.handshake.take() else { return .ended }
-    let step = connection.pointee.buffer.withBytes(count: connection.pointee.buffer.count) { bytes in
-      handshake.receive(
-        Span(_bytes: bytes), geometry: state.pointee.geometry, isStopping: state.pointee.isStopping)
-    }
-    connection.pointee.handshake = handshake
-    connection.pointee.buffer.consume(step.consumed)
-    switch step.action {
-    case .none:
-      if step.consumed > 0 { return nil }
-      return stopForMore(connection)
-    case .send(let bytes):
-      connection.pointee.handshakeOutput += bytes
-      enqueueFlush(index)
-      return nil
-    case .close(let bytes):
-      connection.pointee.handshakeOutput += bytes
-      connection.pointee.closesWhenSent = true
-      connection.pointee.inputEnded = true
-      enqueueFlush(index)
-      return .ended
-    case .transmit(let bytes, let session):
-      connection.pointee.handshakeOutput += bytes
-      connection.pointee.handshake = nil
-      connection.pointee.phase = .transmission
-      connection.pointee.session = session
-      state.pointee.handshakes -= 1
-      enqueueFlush(index)
-      return nil
     }
   }
 }
