@@ -180,10 +180,11 @@ import Xen
     }
   }
 
-  @Test func aBackendWithoutHandlesAnswersErrorAndRecovers() throws {
+  @Test(arguments: [XenError.Code.limitReached, .invalid])
+  func aBackendWithoutHandlesAnswersErrorAndRecovers(code: XenError.Code) throws {
     try withBackend { frontend, backend in
       try frontend.connect(backend, try MemoryStorage(byteCount: 1 << 20))
-      frontend.xen.allowMaps(1)
+      frontend.xen.allowMaps(1, then: code)
       let first = frontend.dataPage
       #expect(try frontend.perform(.write, [page(first), page(first + 1)]) == -1)
       frontend.xen.allowMaps(.max)

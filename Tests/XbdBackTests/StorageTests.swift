@@ -225,6 +225,25 @@ func forget(_ storage: any Storage, at offset: UInt64, _ count: UInt64) -> Stora
     #expect(storage.syncCount.load(ordering: .relaxed) == 3)
   }
 
+  // The kernel tells of what it could not write once: a second sync at the same time would hear that all is well.
+  @Test func flushesAtTheSameTimeAreOneAfterTheOther() throws {
+    let scratch = try ScratchDirectory()
+    try makeImage(scratch.file("disk"), byteCount: 1 << 20)
+    let storage = try FileStorage(path: scratch.file("disk"))
+    for round in 1...200 as ClosedRange<UInt64> {
+      var bytes = [UInt8](repeating: 1, count: 512)
+      #expect(transfer(storage, .write, at: 0, &bytes) == .done)
+      let threads = try (0..<3).map { index in
+        try DedicatedThread(name: "flush-\(index)") {
+          var request = StorageRequest(.flush, byteOffset: 0, byteCount: 0)
+          _ = storage.perform(&request)
+        }
+      }
+      for thread in threads { thread.join() }
+      try #require(storage.syncCount.load(ordering: .relaxed) == round)
+    }
+  }
+
   @Test func aFileThatShrankBehindOurBackGivesAnError() throws {
     let scratch = try ScratchDirectory()
     let path = scratch.file("disk")

@@ -46,8 +46,9 @@ final class SlowLane: @unchecked Sendable {
   /// - Parameter taken: gets them; has room for all slots of the queue.
   /// - Returns: how many there are.
   func takeCompleted(into taken: inout Table<UInt32>) -> Int {
-    wakeUp.drain()
-    return monitor.withLock {
+    monitor.withLock {
+      // Inside the lock, as the signal is: one that came after this would have nobody left to take it back.
+      wakeUp.drain()
       let count = completedEnd
       for position in 0..<count { taken[position] = completed[position] }
       completedEnd = 0

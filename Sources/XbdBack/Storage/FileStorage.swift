@@ -24,6 +24,8 @@ public final class FileStorage: Storage {
   /// Cleared when the file system turns out not to have RWF_NOWAIT.
   private let canTryReading = Atomic<Bool>(true)
   private let canPunch = Atomic<Bool>(true)
+  /// Held while the system is asked to make the file durable.
+  private let syncing = Monitor()
   /// Times that the system was asked to make the file durable.
   let syncCount = Atomic<UInt64>(0)
 
@@ -196,8 +198,15 @@ public final class FileStorage: Storage {
   }
 
   private func flush() -> StorageOutcome {
+    // What the kernel could not write it says to one caller only: a second one at the same time would be told that all is well.
+    syncing.withLock { sync() }
+  }
+
+  private func sync() -> StorageOutcome {
     if lostWrites.load(ordering: .relaxed) { return .failed(EIO) }
     let covered = changes.load(ordering: .acquiring)
+    // Somebody else's covers it.
+    if flushed.load(ordering: .acquiring) >= covered { return .done }
     syncCount.wrappingAdd(1, ordering: .relaxed)
     guard fdatasync(file.raw) == 0 else {
       let code = errno
@@ -232,7 +241,8 @@ public final class FileStorage: Storage {
   }
 
   private static func open(_ path: String, _ options: StorageOptions) throws(StorageError) -> Opened {
-    let flags = (options.readOnly ? O_RDONLY : O_RDWR) | cxen_O_CLOEXEC
+    // A FIFO, which is no disk, would wait for somebody to write into it.
+    let flags = (options.readOnly ? O_RDONLY : O_RDWR) | cxen_O_CLOEXEC | cxen_O_NONBLOCK
     // SAFETY: a string that the call reads.
     let existing = unsafe Glibc.open(path, flags)
     if existing >= 0 { return Opened(file: OwnedDescriptor(existing), created: false) }
@@ -241,7 +251,12 @@ public final class FileStorage: Storage {
       let purpose = options.readOnly ? "reading" : "reading and writing"
       throw StorageError(.system, "cannot open the image \(path) for \(purpose): \(reason)")
     }
-    guard let wanted = options.createByteCount, !options.readOnly else {
+    guard options.createByteCount == nil || !options.readOnly else {
+      throw StorageError(
+        .notFound, "there is no image \(path), and one that is only read is not created; name one that exists"
+      )
+    }
+    guard let wanted = options.createByteCount else {
       throw StorageError(
         .notFound, "there is no image \(path); name one that exists, or give a size to create it")
     }

@@ -26,6 +26,7 @@ final class FakeXen: @unchecked Sendable {
   private var peers: [UInt32: UInt32] = [:]
   private var nextPort: UInt32 = 1
   private var mapsAllowed = Int.max
+  private var mapRefusal = XenError.Code.limitReached
 
   init(pageCount: Int = 2048) {
     self.pageCount = pageCount
@@ -51,8 +52,13 @@ final class FakeXen: @unchecked Sendable {
   var mappedPages: Int { lock.withLock { _ in mappings.values.reduce(0, +) } }
   var mapCalls: Int { lock.withLock { _ in maps } }
   var boundPorts: Int { lock.withLock { _ in channels.count } }
-  /// How many more map calls succeed.
-  func allowMaps(_ count: Int) { lock.withLock { _ in mapsAllowed = count } }
+  /// How many more map calls succeed, and what the others say: Linux's gntdev has EINVAL for whatever Xen says.
+  func allowMaps(_ count: Int, then code: XenError.Code = .limitReached) {
+    lock.withLock { _ in
+      mapsAllowed = count
+      mapRefusal = code
+    }
+  }
 
   // MARK: Grants
 
@@ -61,7 +67,7 @@ final class FakeXen: @unchecked Sendable {
   ) throws(XenError) -> UnsafeMutableRawPointer {
     let result: Result<UnsafeMutableRawPointer, XenError> = lock.withLock { _ in
       maps += 1
-      if mapsAllowed == 0 { return .failure(XenError(.limitReached, "no maptrack handle is left")) }
+      if mapsAllowed == 0 { return .failure(XenError(mapRefusal, "no maptrack handle is left")) }
       mapsAllowed -= 1
       for index in references.indices {
         let reference = references[index]
