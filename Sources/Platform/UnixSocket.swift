@@ -14,6 +14,8 @@ public enum ListenError: Error, Equatable, Sendable {
   case notASocket
   /// A path longer than the 107 bytes that an address holds.
   case pathTooLong
+  /// No path at all, which would be a name without a file, and without its permissions (unix(7), "abstract").
+  case noPath
   /// Anything else.
   case system(Errno)
 }
@@ -109,6 +111,7 @@ public enum UnixSocket {
     var address = sockaddr_un()
     address.sun_family = sa_family_t(AF_UNIX)
     let bytes = Array(path.utf8)
+    guard !bytes.isEmpty else { throw .noPath }
     guard bytes.count < MemoryLayout.size(ofValue: address.sun_path) else { throw .pathTooLong }
     // SAFETY: `bytes` was checked to fit into sun_path; a sockaddr_un may be looked at as a sockaddr.
     unsafe withUnsafeMutableBytes(of: &address.sun_path) { unsafe $0.copyBytes(from: bytes) }

@@ -234,6 +234,21 @@ import Testing
     #expect(try other.read(0, 512).error == 0)
   }
 
+  @Test func aHandshakeOfAByteNowAndThenIsDroppedAsWell() throws {
+    let service = try Service(configuration: { $0.handshakeTimeout = .milliseconds(200) })
+    let slow = try TestClient(service.worker)
+    try slow.greet()
+    let option = TestClient.option(NBDOption.list)
+    // Ten times as long as it may take, if each byte gave it more time.
+    #expect(throws: ClientError.self) {
+      for byte in option + option + option {
+        try slow.send([byte])
+        usleep(40_000)
+      }
+    }
+    #expect(service.worker.statistics()[.handshakesFailed] == 1)
+  }
+
   @Test func aClientThatNeverReadsTheRepliesToItsOptionsIsBounded() throws {
     let service = try Service(configuration: { $0.handshakeTimeout = .seconds(3) })
     let client = try TestClient(service.worker)

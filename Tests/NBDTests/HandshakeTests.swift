@@ -225,6 +225,13 @@ import Testing
     #expect(outcome.isClosed && outcome.session == nil)
   }
 
+  // Its client would take an option's reply for the size of the export.
+  @Test func exportNameWhileTheServiceGoesDownEndsTheConnectionWithoutAWord() {
+    let outcome = Self.feed(Self.talk([(NBDOption.exportName, [])]), step: 9, isStopping: true)
+    #expect(outcome.sent.isEmpty)
+    #expect(outcome.isClosed && outcome.session == nil)
+  }
+
   @Test func aLaterSelectionReplacesAnEarlierOneEvenWhenItFails() {
     let select = TestClient.context("", ["base:allocation"])
     let go = (NBDOption.go, TestClient.go(""))

@@ -109,6 +109,12 @@ import Testing
     #expect(throws: ListenError.pathTooLong) { _ = try UnixSocket.connect(path: longest + "x") }
   }
 
+  // It would be an abstract name, which anybody may connect to.
+  @Test func noPathIsNoAddress() {
+    #expect(throws: ListenError.noPath) { _ = try UnixSocket.listen(path: "") }
+    #expect(throws: ListenError.noPath) { _ = try UnixSocket.connect(path: "") }
+  }
+
   @Test func aDirectoryThatIsNotThereIsAnError() throws {
     let directory = try TemporaryDirectory()
     #expect(throws: ListenError.system(.noSuchFileOrDirectory)) {

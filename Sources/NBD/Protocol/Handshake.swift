@@ -78,6 +78,11 @@ struct Handshake {
     case .optionData(let option, let length):
       return collect(length, input) { handshake, message in
         handshake.state = .optionHeader
+        if isStopping && option == NBDOption.exportName {
+          // It has no error reply.
+          handshake.state = .finished
+          return .close([])
+        }
         if isStopping && option != NBDOption.abort {
           return .send(Self.reply(option, NBDOptionReply.errorShutdown, "the server is going down"))
         }

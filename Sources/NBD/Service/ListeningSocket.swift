@@ -63,6 +63,8 @@ public final class ListeningSocket: Sendable {
           "a server answers at the socket \(path) already; stop it or choose another path")
       case .notASocket:
         throw ListeningError("\(path) exists and is not a socket; choose another path or remove it")
+      case .noPath:
+        throw ListeningError("the socket's path is empty; name a file that does not exist yet")
       case .pathTooLong:
         throw ListeningError(
           "the socket path \(path) is longer than the 107 bytes that an address holds; choose a shorter one")

@@ -45,6 +45,12 @@ public final class Server: Sendable {
     var bounds = configuration
     // Round robin is blind to who left, so any worker may come to hold all of them.
     bounds.maximumConnections = max(maximumConnections, 1)
+    let events = try EventLoop()
+    try events.add(wakeup.fileDescriptor, .readable, token: .max)
+    for (index, socket) in sockets.enumerated() {
+      try events.add(socket.descriptor.raw, .readable, token: UInt64(index))
+    }
+    let box = LoopBox(events)
     var workers: [Worker] = []
     for (index, target) in targets.enumerated() {
       // SAFETY: each target goes to its own thread and is not touched here again.
@@ -54,22 +60,28 @@ public final class Server: Sendable {
           unsafe try Worker(
             name: "nbd-\(index)", target: given, export: export, configuration: bounds, limiter: limiter))
       } catch {
-        for worker in workers { worker.stop(gracePeriod: .zero) }
+        Self.end(workers, gracePeriod: .zero)
         throw error
       }
     }
     self.workers = workers
-    let events = try EventLoop()
-    try events.add(wakeup.fileDescriptor, .readable, token: .max)
-    for (index, socket) in sockets.enumerated() {
-      try events.add(socket.descriptor.raw, .readable, token: UInt64(index))
+    do throws(Errno) {
+      let thread = try DedicatedThread(name: "nbd-accept") { [self] in
+        guard let events = box.events.take() else { return }
+        acceptUntilStopped(events)
+      }
+      acceptor.withLock { $0 = thread }
+    } catch {
+      Self.end(workers, gracePeriod: .zero)
+      throw error
     }
-    let box = LoopBox(events)
-    let thread = try DedicatedThread(name: "nbd-accept") { [self] in
-      guard let events = box.events.take() else { return }
-      acceptUntilStopped(events)
-    }
-    acceptor.withLock { $0 = thread }
+  }
+
+  /// Ends workers and waits for them: their targets are nobody's then.
+  @discardableResult
+  private static func end(_ workers: [Worker], gracePeriod: Duration) -> [WorkerOutcome] {
+    for worker in workers { worker.stop(gracePeriod: gracePeriod) }
+    return workers.map { $0.join() }
   }
 
   /// Clients at this moment.
@@ -92,8 +104,7 @@ public final class Server: Sendable {
     isStopping.store(true, ordering: .relaxed)
     wakeup.signal()
     acceptor.withLock { $0 }?.join()
-    for worker in workers { worker.stop(gracePeriod: gracePeriod) }
-    return workers.map { $0.join() }
+    return Self.end(workers, gracePeriod: gracePeriod)
   }
 
   private final class LoopBox: @unchecked Sendable {
@@ -129,6 +140,8 @@ public final class Server: Sendable {
         refused.add(1, ordering: .relaxed)
         continue
       }
+      // A client whose machine is gone would keep its place for ever. (No matter on a Unix socket.)
+      setOption(raw, SOL_SOCKET, SO_KEEPALIVE, to: 1)
       // Fails on a Unix socket, which has no such delay.
       setOption(raw, Int32(IPPROTO_TCP), TCP_NODELAY, to: 1)
       // The usual 208 KiB are less than one large reply: the send would stop and start again in the middle of each.

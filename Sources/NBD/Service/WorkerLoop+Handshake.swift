@@ -38,6 +38,7 @@ extension WorkerLoop {
       connection.pointee.handshakeOutput += bytes
       connection.pointee.handshake = nil
       connection.pointee.phase = .transmission
+      connection.pointee.lastProgress = state.pointee.now
       connection.pointee.session = session
       state.pointee.handshakes -= 1
       enqueueFlush(index)

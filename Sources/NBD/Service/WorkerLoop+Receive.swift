@@ -68,7 +68,8 @@ extension WorkerLoop {
     guard received > 0 else { return endOfInput(index, received) }
     counters.add(.receives)
     connection.pointee.isReadable = received == wanted || connection.pointee.peerClosed
-    connection.pointee.lastProgress = state.pointee.now
+    // A handshake is to be over in time, however many bytes come.
+    if connection.pointee.phase == .transmission { connection.pointee.lastProgress = state.pointee.now }
     return true
   }
 
