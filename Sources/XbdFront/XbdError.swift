@@ -21,6 +21,8 @@ public struct XbdError: Error, Equatable, Sendable, CustomStringConvertible {
     public static let timedOut = Code(rawValue: "timedOut")
     /// The backend closed, vanished or refused.
     public static let backendGone = Code(rawValue: "backendGone")
+    /// The caller did not want the device any more.
+    public static let cancelled = Code(rawValue: "cancelled")
     /// The backend broke the block protocol.
     public static let violation = Code(rawValue: "violation")
     /// Grants, event channels, xenstore or the system failed.

@@ -43,11 +43,13 @@ public final class BlockDevice: Sendable {
   ///   - options: what is wanted of the device; the backend may have less.
   ///   - logger: is told what a person should know.
   ///   - kernel: whose devices are refused, where they are this domain's.
+  ///   - cancellation: a descriptor that becomes readable when the caller does not want the device any more; polled until
+  ///     the device is connected, and never read.
   /// - Throws: when there is no such device, the backend does not answer in time, refuses, or says something that
-  ///   makes no sense.
+  ///   makes no sense; `.cancelled` after the cancellation, with everything taken back.
   public static func connect(
     _ name: String, on system: any XenSystem, options: FrontendOptions = FrontendOptions(), logger: Logger,
-    kernel: KernelDriver = KernelDriver()
+    kernel: KernelDriver = KernelDriver(), cancellation: Int32? = nil
   ) throws(XbdError) -> BlockDevice {
     let store: any XenStore
     do throws(XenError) { store = try system.openXenStore() } catch {
@@ -63,7 +65,8 @@ public final class BlockDevice: Sendable {
       shared = made
       thread = try DedicatedThread(name: "xbd-\(location.device.number)") {
         DeviceDriver(
-          system: system, store: store, location: location, options: options, logger: logger, shared: made
+          system: system, store: store, location: location, options: options, logger: logger, shared: made,
+          cancellation: cancellation
         ).run()
       }
     } catch {

@@ -61,11 +61,15 @@ final class DeviceDriver {
   private var backendMoved = false
   private var frontendMoved = false
   private var lookDeadline: UInt64?
+  /// Readable when the device is not wanted any more; nil once it is connected.
+  private var cancellation: Int32?
+  private static let cancellationToken: UInt64 = 2
 
   init(
     system: any XenSystem, store: any XenStore, location: DeviceLocation, options: FrontendOptions,
-    logger: Logger, shared: DeviceShared
+    logger: Logger, shared: DeviceShared, cancellation: Int32? = nil
   ) {
+    self.cancellation = cancellation
     self.system = system
     self.store = store
     self.location = location
@@ -104,6 +108,7 @@ final class DeviceDriver {
       let loop = try EventLoop(capacity: 4)
       try loop.add(store.fileDescriptor, .readable, token: 0)
       try loop.add(shared.mailboxDescriptor, .readable, token: 1)
+      if let cancellation { try loop.add(cancellation, .readable, token: Self.cancellationToken) }
       return loop
     } catch {
       throw XbdError(.system, "making the control thread's event loop: \(error)")
@@ -111,7 +116,18 @@ final class DeviceDriver {
   }
 
   private func turn(_ loop: inout EventLoop) throws(XbdError) {
-    _ = loop.wait(milliseconds: timeout())
+    let events = loop.wait(milliseconds: timeout())
+    if let descriptor = cancellation {
+      let isCancelled = (0..<events).contains { loop.event($0).token == Self.cancellationToken }
+      if isCancelled || shared.isConnected {
+        cancellation = nil
+        loop.remove(descriptor)
+      }
+      if isCancelled, !shared.isConnected {
+        shared.cancel()
+        perform(machine.handle(.closeRequested))
+      }
+    }
     for message in shared.takeMessages() { try receive(message) }
     try receiveWatches(&loop)
     let now = MonotonicClock.nanoseconds()

@@ -80,6 +80,9 @@ final class DeviceShared: Sendable {
     outcome.put(.success(Connected(queues: queues, features: features, transport: transport)))
   }
 
+  /// The device is not wanted any more; true only before it has come to anything.
+  func cancel() { outcome.put(.failure(XbdError(.cancelled, "connecting was given up on request"))) }
+
   /// The queues go on; the device may have another size.
   func reconnected(_ features: DeviceFeatures) {
     set(.connected)
