@@ -70,6 +70,9 @@ struct MeasureCommand: ParsableCommand {
     if target.device != nil, let option = storage.behaviour.first {
       throw Failure("\(option) is for the reference backend, which does not serve this device")
     }
+    if storage.size != nil, target.device != nil {
+      throw Failure("--size is for an image with --loopback; a device has its size")
+    }
     let signals = try Signals([SIGTERM, SIGINT, SIGHUP])
     let logger = Log.start(verbosity: verbose)
     let directory = try TemporaryDirectory()
@@ -90,10 +93,15 @@ struct MeasureCommand: ParsableCommand {
       system = try Systems.libXen(instead: "\"xbd-user measure --loopback memory:1G\"")
     }
     defer { embedded?.stop() }
-    let block = try BlockDevice.connect(
-      target.device ?? String(EmbeddedLoopback.device.number), on: system, options: frontend.options,
-      logger: logger)
-    defer { close(block) }
+    let block: BlockDevice
+    do throws(XbdError) {
+      block = try BlockDevice.connect(
+        target.device ?? String(EmbeddedLoopback.device.number), on: system, options: frontend.options,
+        logger: logger, cancellation: signals.endDescriptor)
+    } catch {
+      throw error.code == .cancelled ? signals.earlyExit() : error
+    }
+    defer { ServeSession.close(block, within: Self.patience) }
     try embedded?.runInline(block.queues)
     let result = try measure(block, byteCount, signals)
     Console.line(json ? try JSONText.encode(result) : result.text)
@@ -126,7 +134,7 @@ struct MeasureCommand: ParsableCommand {
     let threads = try handed.indices.map { index in
       try DedicatedThread(name: "measure-\(index)") { handed[index].run() }
     }
-    watch(signals, handed, start)
+    watch(device, signals, handed, start)
     for thread in threads { thread.join() }
     let elapsed = MonotonicClock.nanoseconds() - start
     return MeasureReport(
@@ -134,26 +142,34 @@ struct MeasureCommand: ParsableCommand {
       processorSeconds: Self.processorSeconds() - before)
   }
 
-  /// Shows on a terminal how far it is, and ends the load when a signal comes.
-  private func watch(_ signals: borrowing Signals, _ loads: [QueueLoad], _ start: UInt64) {
+  /// How long a backend may take over its last answers.
+  private static let patience = Duration.seconds(10)
+
+  /// Shows on a terminal how far it is, and ends the load when a signal comes; closes the device over a backend that does
+  /// not answer, which fails what it has.
+  private func watch(
+    _ device: BlockDevice, _ signals: borrowing Signals, _ loads: [QueueLoad], _ start: UInt64
+  ) {
     var look = pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0)
     let isTerminal = isatty(STDERR_FILENO) == 1
+    var over = start + UInt64(seconds) * 1_000_000_000
+    var isClosing = false
     while !loads.allSatisfy(\.hasEnded) {
       _ = poll(&look, 1, 100)
-      if signals.next() != nil { for load in loads { load.stop() } }
+      let now = MonotonicClock.nanoseconds()
+      if signals.next() != nil {
+        for load in loads { load.stop() }
+        over = min(over, now)
+      }
+      if now > over + 1_000_000_000, !isClosing {
+        isClosing = true
+        device.close(within: Self.patience)
+      }
       if isTerminal {
         Console.progress("\((MonotonicClock.nanoseconds() - start) / 1_000_000_000) of \(seconds) s")
       }
     }
     if isTerminal { Console.progress("") }
-  }
-
-  private func close(_ device: BlockDevice) {
-    for queue in device.queues { queue.onCompletion = { _ in } }
-    device.close()
-    while !device.waitUntilClosed(milliseconds: 1) {
-      for queue in device.queues { queue.poll() }
-    }
   }
 
   /// Processor time of this process so far, in user and kernel.

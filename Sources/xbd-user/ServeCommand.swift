@@ -33,8 +33,14 @@ struct ServeCommand: ParsableCommand {
   @Flag(help: "Refuse writes.")
   var readOnly = false
 
-  @Option(help: ArgumentHelp("Pages that the loopback's frontend domain may share.", valueName: "pages"))
-  var gntallocLimit = 1024
+  /// What Linux's gntalloc allows a domain unless it is told otherwise.
+  private static let defaultPageLimit = 1024
+
+  @Option(
+    help: ArgumentHelp(
+      "Pages that the loopback's frontend domain may share (default: \(defaultPageLimit)).",
+      valueName: "pages"))
+  var gntallocLimit: Int?
 
   @Option(
     name: .customLong("run"),
@@ -70,7 +76,7 @@ struct ServeCommand: ParsableCommand {
     guard target.device == nil || backend == .reference else {
       throw ValidationError("--backend is for an image with --loopback; a device has its backend")
     }
-    guard (1...32760).contains(gntallocLimit) else {
+    guard (1...32760).contains(gntallocLimit ?? 1) else {
       throw ValidationError("--gntalloc-limit takes 1 to 32760 pages")
     }
   }
@@ -90,7 +96,7 @@ struct ServeCommand: ParsableCommand {
     if target.device == nil, let loopback = target.loopback, backend != .reference {
       let made = try OutsideBackend(
         backend, directory: directory.path + "/xen", image: loopback, readOnly: readOnly,
-        queues: frontend.queues, storage: storage, pageLimit: gntallocLimit,
+        queues: frontend.queues, storage: storage, pageLimit: gntallocLimit ?? Self.defaultPageLimit,
         timeout: Double(frontend.timeout), reconnects: reconnect.reconnect, signals: signals)
       outside = made
       system = made.frontend
@@ -100,7 +106,8 @@ struct ServeCommand: ParsableCommand {
         directory: directory.path + "/xen", image: loopback,
         storage: try storage.open(loopback, readOnly: readOnly),
         configuration: try storage.configuration(readOnly: readOnly, queues: frontend.queues),
-        kind: storage.profile?.kind ?? "vbd", pageLimit: gntallocLimit, logger: logger)
+        kind: storage.profile?.kind ?? "vbd", pageLimit: gntallocLimit ?? Self.defaultPageLimit,
+        logger: logger)
       embedded = made
       system = made.frontend
       name = String(EmbeddedLoopback.device.number)
@@ -112,33 +119,74 @@ struct ServeCommand: ParsableCommand {
     defer { outside?.stop() }
     var options = frontend.options
     reconnect.apply(to: &options)
-    let device = try BlockDevice.connect(name, on: system, options: options, logger: logger)
-    try embedded?.runInline(device.queues)
-    let session = try ServeSession(
-      device: device, sockets: sockets, service: service, readOnly: readOnly, embedded: embedded,
-      outside: outside, reconnects: reconnect.reconnect)
-    let pid = try pidFile.map(PidFile.init)
-    defer { withExtendedLifetime((directory, pid)) {} }
-    let uri = sockets.first?.address.uri(export: service.exportName)
-    // Whoever handed us the socket knows where it is, and may use our stdout for something else.
-    if command == nil, inherited.isEmpty { announce(uri, device) }
-    let child = try command.map {
-      try ChildCommand(
-        $0,
-        variables: [
-          ("uri", uri ?? ""), ("unixsocket", unixPath(sockets)), ("exportname", service.exportName),
-        ])
+    let device = try connect(name, system, options, logger, signals)
+    let session: ServeSession
+    do {
+      try embedded?.runInline(device.queues)
+      session = try ServeSession(
+        device: device, sockets: sockets, service: service, readOnly: readOnly, embedded: embedded,
+        outside: outside, reconnects: reconnect.reconnect)
+    } catch {
+      ServeSession.close(device, within: .seconds(10))
+      embedded?.stop()
+      throw error
     }
-    let outcome = session.wait(signals: signals, child: child)
-    session.stop()
-    try report(session)
+    defer { withExtendedLifetime(directory) {} }
+    let outcome: SessionOutcome
+    do {
+      let pid = try pidFile.map(PidFile.init)
+      defer { withExtendedLifetime(pid) {} }
+      let child = try startCommand(sockets, device, isInherited: !inherited.isEmpty)
+      outcome = session.wait(signals: signals, child: child)
+    } catch {
+      session.stop()
+      throw error
+    }
+    let lost = session.stop()
+    // What happened to the device comes before what cannot be told of it.
+    let reported = Result { try report(session) }
     switch outcome {
     case .stopped:
       // What was in flight may not have been.
       if case .failed(let error) = device.state { throw Failure(error.message) }
-    case .child(let status): throw ExitCode(status)
+      if let lost { throw Failure(lost) }
+    case .child(let status):
+      if let lost { Console.note("xbd-user: \(lost)") }
+      if status != 0 { throw ExitCode(status) }
+      if lost != nil { throw ExitCode.failure }
     case .deviceGone(let sentence): throw Failure(sentence)
     }
+    try reported.get()
+  }
+
+  /// Connects; a signal that asks for the end ends the waiting.
+  private func connect(
+    _ name: String, _ system: any XenSystem, _ options: FrontendOptions, _ logger: Logger,
+    _ signals: borrowing Signals
+  ) throws -> BlockDevice {
+    do throws(XbdError) {
+      return try BlockDevice.connect(
+        name, on: system, options: options, logger: logger, cancellation: signals.endDescriptor)
+    } catch {
+      throw error.code == .cancelled ? signals.earlyExit() : error
+    }
+  }
+
+  /// Says where the device is, or starts the command that is told so.
+  private func startCommand(
+    _ sockets: [ListeningSocket], _ device: BlockDevice, isInherited: Bool
+  ) throws -> ChildCommand? {
+    let uri = sockets.first?.address.uri(export: service.exportName)
+    guard let command else {
+      // Whoever handed us the socket knows where it is, and may use our stdout for something else.
+      if !isInherited { announce(uri, device) }
+      return nil
+    }
+    return try ChildCommand(
+      command,
+      variables: [
+        ("uri", uri ?? ""), ("unixsocket", unixPath(sockets)), ("exportname", service.exportName),
+      ])
   }
 
   /// An option that would do nothing is a misunderstanding.
@@ -149,6 +197,11 @@ struct ServeCommand: ParsableCommand {
     }
     if storage.size != nil, target.device != nil {
       throw Failure("--size is for an image with --loopback; a device has its size")
+    }
+    if let gntallocLimit, target.device != nil {
+      throw Failure(
+        "--gntalloc-limit \(gntallocLimit) is for an image with --loopback; a domain's limit is "
+          + "/sys/module/xen_gntalloc/parameters/limit, or what \"xbd-user loopback\" was started with")
     }
   }
 

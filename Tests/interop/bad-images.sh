@@ -34,10 +34,16 @@ else
 fi
 mkfifo "$dir/fifo"
 xbd "$dir/fifo" "$dir/fifo"
+xbd "$dir/fifo" "$dir/fifo" --read-only
+xbd "not created" "$dir/missing.img" --read-only --size 1M
 if [ "$backend" = qemu ]; then
   # What only QEMU finds wrong.
   printf 'QFI\xfb%0508d' 0 >"$dir/broken.qcow2"
   xbd "$dir/broken.qcow2" "$dir/broken.qcow2"
+  # What a client may have written into a raw disk.
+  cp "$dir/broken.qcow2" "$dir/raw.img"
+  xbd "qcow2:$dir/raw.img" "$dir/raw.img"
+  xbd "--size" "raw:$dir/raw.img" --size 1M
   xbd "nonesuch" "nonesuch:$dir/odd4k.img"
   [ ! -e "$dir/s" ] || fail "a socket was left behind by a refused image"
   exit 0

@@ -21,6 +21,11 @@ complains "--copy" serve --loopback memory:1M --copy sideways
 complains "--loopback" serve
 complains "nonsense" serve --loopback memory:1M --nonsense
 complains "nonsense" nonsense
+complains "--socket" serve --loopback memory:1M --socket ''
+complains "--gntalloc-limit" serve xvda --loopback "$dir" --gntalloc-limit 100
+complains "--size" serve xvda --loopback "$dir" --size 1M
+complains "--size" measure xvda --loopback "$dir" --size 1M
+complains "--size" serve --loopback "raw:$dir/disk.img" --backend none --size 1M
 [ -e /dev/xen ] || {
   refused "--loopback" "$XBD_USER" serve xvdb
   refused "--loopback" "$XBD_USER" serve 51728

@@ -202,7 +202,7 @@ sum() { sha256sum "$1" | cut -d ' ' -f 1; }
 refused() {
   local word=$1 status=0 said
   shift
-  timeout 60 "$@" >"$dir/refused.out" 2>"$dir/refused.txt" </dev/null || status=$?
+  timeout -k 10 60 "$@" >"$dir/refused.out" 2>"$dir/refused.txt" </dev/null || status=$?
   said=$(cat "$dir/refused.txt")
   [ $status != 0 ] || fail "'$*' was accepted"
   [ $status != 124 ] || fail "'$*' hung"

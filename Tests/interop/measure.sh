@@ -46,3 +46,12 @@ wait $!
 figure "$dir/signal.json" 'r["requests"] > 0 and r["seconds"] < 60'
 if measure --loopback memory:16M --fault error:read@100 2>"$dir/fault.err" >/dev/null; then fail "a failed read is no failure"; fi
 grep -q 'failed' "$dir/fault.err" || fail "no word of failed requests"
+# A request that is never answered ends with the device, which is closed over it.
+status=0
+timeout -k 10 60 "$XBD_USER" measure --loopback memory:16M --seconds 1 --queues 1 --fault drop:read@100 >/dev/null 2>"$dir/drop.err" ||
+  status=$?
+expect "the status of a load that was left without an answer" "$status" 1
+grep -q 'failed' "$dir/drop.err" || fail "no word of failed requests"
+refused "only read is not created" "$XBD_USER" measure --loopback "$dir/new.img" --size 1M
+mkfifo "$dir/fifo"
+refused "$dir/fifo" "$XBD_USER" measure --loopback "$dir/fifo"

@@ -11,3 +11,12 @@ expect "the file's process" "$(cat "$dir/pid")" "$server"
 stop
 [ ! -e "$dir/pid" ] || fail "the pid file was left behind"
 [ ! -e "$socket" ] || fail "the socket was left behind"
+
+# One that cannot be written ends the server, in order.
+disk memory:16M
+status=0
+timeout 60 "$XBD_USER" serve --loopback "${disk[@]}" --socket "$socket" --pid-file "$dir/none/pid" >"$dir/out" 2>"$dir/said" ||
+  status=$?
+expect "the status of a server that cannot write its pid file" "$status" 1
+contains "what it said" "$(cat "$dir/said")" "$dir/none/pid"
+[ ! -e "$socket" ] || fail "the socket was left behind"

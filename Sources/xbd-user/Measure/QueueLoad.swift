@@ -123,7 +123,7 @@ final class QueueLoad {
   }
 
   private func sleep() {
-    // At the end nobody else wakes a load that waits for an answer which never comes: the device's own timeout does.
+    // A load that waits for an answer which never comes is woken by the device: by its own timeout, or when it is closed.
     let due = min(queue.keepTime(now) ?? .max, max(until, now &+ 1_000_000))
     var waits = queue.descriptors.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
     _ = poll(&waits, nfds_t(waits.count), Int32(clamping: (due &- min(due, now)) / 1_000_000 + 1))

@@ -91,7 +91,11 @@ final class OutsideBackend {
       command = nil
       nodes.kind = "qdisk"
       nodes.type = "qdisk"
-      if !image.contains(":") {
+      if image.contains(":") {
+        guard storage.size == nil else {
+          throw Failure("--size is for a path, which is a raw image then, not for \(image)")
+        }
+      } else {
         nodes.parameters = try QEMUDisk(image, storage, readOnly: readOnly, locking: false).parameters
       }
       disk = nil

@@ -37,6 +37,9 @@ final class QEMUDisk {
       throw Failure("QEMU's backend serves image files; \"\(image)\" is for the reference backend")
     }
     if let colon = image.firstIndex(of: ":"), !image[..<colon].contains("/") {
+      guard options.size == nil else {
+        throw Failure("--size is for a path, which is a raw image then, not for \(image)")
+      }
       format = String(image[..<colon])
       path = Self.absolute(String(image[image.index(after: colon)...]))
       storage = nil
@@ -45,6 +48,12 @@ final class QEMUDisk {
     }
     if try Self.isQcow2(image) {
       guard options.size == nil else { throw Failure("--size is for raw images, and \(image) is a qcow2") }
+      // QEMU would open whatever its header names as a backing file.
+      guard image.hasSuffix(".qcow2") else {
+        throw Failure(
+          "\(image) begins as a qcow2 does, which a client may have written into a raw disk: "
+            + "write qcow2:\(image) or raw:\(image)")
+      }
       format = "qcow2"
       storage = nil
       lock = locking ? try Self.lock(image, readOnly: readOnly) : nil

@@ -44,11 +44,17 @@ final class ServeSession {
     changed.counter.signal()
     // Each queue goes to its worker's thread, and comes back to this one when the server has stopped.
     nonisolated(unsafe) let targets: [any BlockTarget] = device.queues.map { FrontTarget($0) }
-    server = try Server(
-      sockets: sockets, targets: targets,
-      export: Export(
-        name: service.exportName, description: "\(device.location.device) of Xen", isReadOnly: readOnly),
-      maximumConnections: service.maxConnections, configuration: service.configuration)
+    do {
+      server = try Server(
+        sockets: sockets, targets: targets,
+        export: Export(
+          name: service.exportName, description: "\(device.location.device) of Xen", isReadOnly: readOnly),
+        maximumConnections: service.maxConnections, configuration: service.configuration)
+    } catch {
+      throw Failure(
+        "cannot start the NBD service for \(device.location.device): \(error); it needs a thread and four descriptors "
+          + "for each queue (ulimit -u, ulimit -n)")
+    }
   }
 
   private final class Changed: Sendable {
@@ -80,11 +86,17 @@ final class ServeSession {
       }
       switch device.state {
       case .connecting, .connected, .reconnecting, .closing: break
-      case .closed: return .deviceGone("\(device.location.device) was taken away by its backend")
-      case .failed(let error): return .deviceGone(error.message)
+      case .closed: return gone("\(device.location.device) was taken away by its backend", child)
+      case .failed(let error): return gone(error.message, child)
       }
-      if let sentence = lookAfterBackend() { return .deviceGone(sentence) }
+      if let sentence = lookAfterBackend() { return gone(sentence, child) }
     }
+  }
+
+  /// What a command works with is not there any more.
+  private func gone(_ sentence: String, _ child: ChildCommand?) -> SessionOutcome {
+    child?.terminate()
+    return .deviceGone(sentence)
   }
 
   /// Tells the device of a backend that has ended, and sees to the next one.
@@ -111,19 +123,31 @@ final class ServeSession {
   private static let patience = Duration.seconds(10)
 
   /// Ends everything in order.
-  func stop() {
+  ///
+  /// - Returns: what was lost by it, for a person; nil when nothing was.
+  @discardableResult
+  func stop() -> String? {
     let began = ContinuousClock.now
     // Nobody would answer what is in flight; closing ends it.
     if device.state == .reconnecting { device.close() }
-    server.stop()
-    // The workers are gone: the queues are ours, and closing needs somebody to run them. What a silent backend still
-    // has, and the closing ends, has nobody left who would want to know.
+    let outcomes = server.stop()
+    Self.close(device, within: max(.seconds(1), Self.patience - (ContinuousClock.now - began)))
+    embedded?.stop()
+    // A device that is gone, or has no cache to flush, has its own sentence or needs none.
+    let failures: [TargetStatus] = [.ioError, .noSpace]
+    guard let refused = outcomes.compactMap(\.finalFlush).first(where: failures.contains) else { return nil }
+    return "\(device.location.device) could not be flushed at the end (\(refused)): "
+      + "what was written since the last flush that was answered may be lost; the backend's log says why"
+  }
+
+  /// Closes a device whose queues nobody uses any more: closing needs somebody to run them. What a silent backend still
+  /// has, and the closing ends, has nobody left who would want to know.
+  static func close(_ device: BlockDevice, within limit: Duration) {
     for queue in device.queues { queue.onCompletion = { _ in } }
-    device.close(within: max(.seconds(1), Self.patience - (ContinuousClock.now - began)))
+    device.close(within: limit)
     while !device.waitUntilClosed(milliseconds: 1) {
       for queue in device.queues { queue.poll() }
     }
-    embedded?.stop()
   }
 
   /// What every layer has counted.

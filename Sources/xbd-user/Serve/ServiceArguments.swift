@@ -34,6 +34,7 @@ struct ServiceArguments: ParsableArguments {
       throw ValidationError("--max-connections takes 1 to 10000")
     }
     guard (0...10000).contains(spin) else { throw ValidationError("--spin takes 0 to 10000 microseconds") }
+    if socket == "" { throw ValidationError("--socket takes the path of a file that does not exist yet") }
     if socket != nil, tcp != nil { throw ValidationError("give --socket or --tcp, not both") }
     guard exportName.utf8.count <= 4096 else { throw ValidationError("--export takes at most 4096 bytes") }
   }
@@ -45,6 +46,11 @@ struct ServiceArguments: ParsableArguments {
   ///   - fallback: the path to listen on when nothing was asked for.
   func listen(inherited: [Int32], fallback: String) throws -> [ListeningSocket] {
     guard inherited.isEmpty else {
+      if let option = socket.map({ "--socket \($0)" }) ?? tcp.map({ "--tcp \($0)" }) {
+        throw Failure(
+          "\(option) would do nothing: the socket was handed over by whoever started this (LISTEN_FDS, socket activation)"
+        )
+      }
       var sockets: [ListeningSocket] = []
       for descriptor in inherited { sockets.append(try .inherited(OwnedDescriptor(descriptor))) }
       return sockets
