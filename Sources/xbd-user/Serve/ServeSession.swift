@@ -140,8 +140,9 @@ final class ServeSession {
       + "what was written since the last flush that was answered may be lost; the backend's log says why"
   }
 
-  /// Closes a device whose queues nobody uses any more: closing needs somebody to run them. What a silent backend still
-  /// has, and the closing ends, has nobody left who would want to know.
+  /// Closes a device whose queues nobody uses any more: closing needs somebody to run them.
+  ///
+  /// What a silent backend still has, and the closing ends, has nobody left who would want to know.
   static func close(_ device: BlockDevice, within limit: Duration) {
     for queue in device.queues { queue.onCompletion = { _ in } }
     device.close(within: limit)
