@@ -10,7 +10,12 @@ extension QueueCore {
   ///
   /// - Returns: whether the backend must be notified again, and when to call again.
   mutating func keepTime(_ now: UInt64) -> StallWatch.Duty {
-    guard !isDead else { return StallWatch.Duty() }
+    guard !isDead else {
+      // Nobody has anything to answer, but the clock goes on: what is asked of the next backend is asked then, not when
+      // the last one was lost.
+      _ = time.tell(now, inFlight: 0, answered: counters.responses)
+      return StallWatch.Duty()
+    }
     var duty = time.tell(now, inFlight: inFlight.count, answered: counters.responses)
     if duty.mustCheckAges {
       checkAges()

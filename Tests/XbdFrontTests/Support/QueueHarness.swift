@@ -36,6 +36,7 @@ struct QueueSetup: CustomStringConvertible {
   /// As with `FrontendOptions.reconnects`.
   var keepsWrites = false
   var sectorShift: UInt64 = 9
+  var requestTimeout: Duration?
 
   var description: String {
     "\(copy) \(grants) segments \(maxSegments) order \(ringPageOrder) sector \(sectorSize) pool \(poolPages) "
@@ -59,6 +60,7 @@ struct QueueSetup: CustomStringConvertible {
       trusted: trusted, copy: copy, grants: grants, poolPages: poolPages)
     parameters.keepsWrites = keepsWrites
     parameters.sectorShift = sectorShift
+    parameters.requestTimeout = requestTimeout
     return parameters
   }
 }

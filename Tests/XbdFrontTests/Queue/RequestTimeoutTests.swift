@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Requests that may not be left unanswered, and a backend that goes meanwhile (`--reconnect --request-timeout`).
+
+import Testing
+
+@testable import XbdFront
+
+@Suite struct RequestTimeoutTests {
+  static let second: UInt64 = 1_000_000_000
+
+  @Test(arguments: [false, true])
+  func requestsThatAreAskedAgainOfTheNextBackendHaveAllTheirTime(isInFlight: Bool) throws {
+    var setup = QueueSetup(isInline: false, keepsWrites: true)
+    setup.requestTimeout = .seconds(2)
+    let harness = try QueueHarness(setup)
+    harness.backend.judge = { _ in .hold }
+    var now: UInt64 = 100 * Self.second
+    _ = harness.queue.keepTime(now)
+    if isInFlight {
+      harness.submit(.read, 0, 4096)
+      harness.settle()
+      #expect(harness.queue.keepTime(now) != nil)
+    }
+    harness.loseBackend()
+    if !isInFlight { harness.submit(.read, 0, 4096) }
+    // Nothing is asked of anybody: there is nothing to look after, however long it lasts.
+    for _ in 0..<10 {
+      now += Self.second
+      #expect(harness.queue.keepTime(now) == nil)
+    }
+    try harness.reconnect()
+    harness.settle()
+    #expect(harness.backend.held.count == 1)
+    now += Self.second
+    #expect(harness.queue.keepTime(now) != nil)
+    harness.settle()
+    #expect(harness.queue.violation == nil)
+    #expect(harness.completions.isEmpty)
+    harness.backend.answerHeld()
+    harness.settle()
+    #expect(harness.takeStatuses() == [.okay])
+
+    // The next backend's own silence still counts.
+    harness.submit(.read, 0, 4096)
+    harness.settle()
+    for _ in 0..<3 {
+      now += Self.second
+      _ = harness.queue.keepTime(now)
+    }
+    harness.settle()
+    #expect(harness.takeStatuses() == [.ioError])
+  }
+}
