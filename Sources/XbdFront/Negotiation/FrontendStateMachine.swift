@@ -230,7 +230,8 @@ public struct FrontendStateMachine: Sendable, Equatable {
       // Nobody resets the state of a frontend that died.
       phase = .resettingClosing
       return [.setState(.closing), .startTimer] + backendMoved()
-    case .closed where backend == .closing:
+    case .closed where backend == .closing || backend == .initialised || backend == .connected:
+      // It has not followed an earlier user to Closed: its 3 or 4 is about that one's ring, and not about the next.
       phase = .resettingClosed
       return [.setState(.closed), .startTimer]
     case .closed:
