@@ -166,8 +166,7 @@ public struct FrontendStateMachine: Sendable, Equatable {
       self.backend = backend
       return start(own)
     case .backendState(let state):
-      backend = state
-      return backendMoved()
+      return backendMoved(to: state)
     case .graceExpired:
       guard phase == .waitingForBackend, backend == .initialising else { return [] }
       return publish(assumeDefaults: true)
@@ -206,9 +205,8 @@ public struct FrontendStateMachine: Sendable, Equatable {
     case .backendDied(let sentence):
       return died(XbdError(.backendGone, sentence))
     case .backendReplaced(let state):
-      backend = state
       if holder == .dead { holder = .successor }
-      return backendMoved()
+      return backendMoved(to: state)
     case .suspended:
       return phase == .suspending ? queuesLetGo() : []
     case .resumed(let own, let backend):
@@ -247,6 +245,13 @@ public struct FrontendStateMachine: Sendable, Equatable {
     // Whoever it is sees the next ring.
     holder = .same
     return [.setState(.initialising), .startTimer, .startGraceTimer] + backendMoved()
+  }
+
+  mutating func backendMoved(to state: XenbusState) -> [Action] {
+    // The grace is for the time at Initialising, however long the wait was before.
+    let arrives = phase == .waitingForBackend && state == .initialising && backend != .initialising
+    backend = state
+    return backendMoved() + (arrives ? [.startGraceTimer] : [])
   }
 
   mutating func backendMoved() -> [Action] {
