@@ -5,6 +5,7 @@
 internal import Blkif
 internal import Logging
 internal import Platform
+internal import SystemPackage
 internal import Xen
 
 extension DeviceDriver {
@@ -28,7 +29,7 @@ extension DeviceDriver {
     case .setState(let state): try setState(state)
     case .publish(let assumeDefaults): try publish(assumeDefaults: assumeDefaults)
     case .connect: try connect()
-    case .serve: serve()
+    case .serve: try serve()
     case .rereadSize: try rereadSize()
     case .drain:
       drained = []
@@ -184,7 +185,7 @@ extension DeviceDriver {
   }
 
   /// Both ends are connected: hands over the queues, or what they go on with.
-  private func serve() {
+  private func serve() throws(XbdError) {
     deadline = nil
     closeDeadline = nil
     graceDeadline = nil
@@ -201,12 +202,25 @@ extension DeviceDriver {
     } else {
       var queues: [BlockQueue] = []
       for (control, link) in zip(controls, links) {
-        guard let queue = BlockQueue(link, control: control, gate: gate) else { return }
-        queues.append(queue)
+        queues.append(try makeQueue(link, control))
       }
       shared.connect(queues: queues, features: features, transport: transport)
     }
     links = []
+  }
+
+  private func makeQueue(_ link: QueueLink, _ control: QueueControl) throws(XbdError) -> BlockQueue {
+    let wakeup: EventCounter
+    do throws(Errno) { wakeup = try makeWakeup() } catch {
+      throw XbdError(
+        .system,
+        "no eventfd for the wake-up of queue \(control.queue): \(error); `ulimit -n` says how many descriptors there may be"
+      )
+    }
+    guard let queue = BlockQueue(link, control: control, gate: gate, wakeup: wakeup) else {
+      throw XbdError(.system, "queue \(control.queue) was connected before")
+    }
+    return queue
   }
 
   /// The queues let go of their rings and keep their requests.

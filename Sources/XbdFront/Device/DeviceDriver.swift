@@ -38,6 +38,8 @@ final class DeviceDriver {
   /// What the queues will go on with, between `connect` and `serve`.
   var links: [QueueLink] = []
   let gate = WriteGate()
+  /// Makes what a queue is woken by; a test has it fail.
+  var makeWakeup: () throws(Errno) -> EventCounter = { () throws(Errno) in try EventCounter() }
   var transport: TransportParameters?
   var features: DeviceFeatures?
   var drained: Set<Int> = []

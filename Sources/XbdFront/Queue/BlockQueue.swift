@@ -58,11 +58,12 @@ public final class BlockQueue: @unchecked Sendable {
 
   /// Makes a queue of what its device has connected.
   ///
-  /// - Returns: nil when the link was used before, or there is no descriptor for the wake-up.
-  convenience init?(_ link: QueueLink, control: QueueControl, gate: WriteGate) {
-    guard let ring = link.takeRing(), let pool = link.takePool(), let wakeup = try? EventCounter() else {
-      return nil
-    }
+  /// - Parameter wakeup: what its owner's thread is woken by.
+  /// - Returns: nil when the link was used before.
+  convenience init?(
+    _ link: QueueLink, control: QueueControl, gate: WriteGate, wakeup: consuming EventCounter
+  ) {
+    guard let ring = link.takeRing(), let pool = link.takePool() else { return nil }
     self.init(
       core: QueueCore(
         index: control.queue, parameters: link.parameters, ring: ring, pool: pool, gate: gate),

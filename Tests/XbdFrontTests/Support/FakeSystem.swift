@@ -79,6 +79,17 @@ final class FakeSystem: XenSystem {
   func connect(_ options: FrontendOptions? = nil) throws(XbdError) -> BlockDevice {
     try BlockDevice.connect("xvdb", on: self, options: options ?? self.options, logger: Self.logger)
   }
+  /// A control thread's work, for the test's own thread to do.
+  func driver(
+    _ options: FrontendOptions? = nil, logger: Logger = FakeSystem.logger
+  ) throws -> (DeviceDriver, DeviceShared) {
+    let store = try openXenStore()
+    let shared = try DeviceShared()
+    let driver = DeviceDriver(
+      system: self, store: store, location: try DeviceLocation("xvdb", in: store),
+      options: options ?? self.options, logger: logger, shared: shared)
+    return (driver, shared)
+  }
   static var logger: Logger { Logger(label: "test") { _ in SwiftLogNoOpLogHandler() } }
 
   /// The frontend's nodes, without its directory's name.
