@@ -109,11 +109,12 @@ extension DeviceDriver {
     graceDeadline = nil
     let nodes = assumeDefaults ? [:] : try backendNodes()
     let offered = try wellFormed { () throws(MalformedNode) in try TransportFeatures(nodes) }
+    // Until the queues are in use, nothing of an earlier attempt counts.
+    let isFirst = !shared.isConnected
     var wanted = options
-    // The queues are in use: there can be no more of them than there were.
-    if !controls.isEmpty { wanted.queueCount = controls.count }
+    // There can be no more of them than there were.
+    if !isFirst { wanted.queueCount = controls.count }
     var chosen = TransportParameters(wanted, offered)
-    let isFirst = controls.isEmpty
     if isFirst {
       controls = (0..<chosen.queueCount).map { index in
         QueueControl(queue: index) { [weak shared] report in shared?.post(.report(report)) }
