@@ -156,6 +156,7 @@ extension DeviceDriver {
     transport.maxSegments =
       TransportParameters(options, offered, queueCount: transport.queueCount).maxSegments
     self.transport = transport
+    let sectorSize = features.sectorSize
     if let old = self.features, features.sectorSize != old.sectorSize {
       guard features.sectorSize < old.sectorSize, options.sectorsUnit == .bytes512 else {
         throw XbdError(
@@ -165,7 +166,7 @@ extension DeviceDriver {
       }
       // They reach to the ends of larger sectors, which the smaller ones fill: the device keeps the larger.
       features.sectorSize = old.sectorSize
-      features.sectorCount -= features.sectorCount % UInt64(old.sectorSize / BlkIf.sectorSize)
+      features.sectorCount = features.wholeSectors(features.sectorCount)
     }
     var trusted = true
     if let value = options.trusted {
@@ -183,6 +184,7 @@ extension DeviceDriver {
       throw XbdError(error, during: "connecting the queues of \(location.frontend)")
     }
     self.features = features
+    backendSectorSize = sectorSize
   }
 
   /// Both ends are connected: hands over the queues, or what they go on with.
@@ -252,8 +254,10 @@ extension DeviceDriver {
     let nodes = try backendNodes()
     let sectors: UInt64
     do throws(MalformedNode) {
-      sectors = try DeviceFeatures.sectorCount(
-        nodes, sectorSize: old.sectorSize, unit: options.sectorsUnit)
+      // Its own sectors may be smaller than those that the device has kept.
+      sectors = old.wholeSectors(
+        try DeviceFeatures.sectorCount(
+          nodes, sectorSize: backendSectorSize ?? old.sectorSize, unit: options.sectorsUnit))
     } catch {
       // The device works as it is: no reason to take it from its users.
       logger.warning("the backend's \(error) in \(location.backend): the size stays as it was")

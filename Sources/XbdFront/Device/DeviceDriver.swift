@@ -42,6 +42,8 @@ final class DeviceDriver {
   var makeWakeup: () throws(Errno) -> EventCounter = { () throws(Errno) in try EventCounter() }
   var transport: TransportParameters?
   var features: DeviceFeatures?
+  /// The sector of the backend that is connected, which may be smaller than the device's.
+  var backendSectorSize: Int?
   var drained: Set<Int> = []
   var suspended: Set<Int> = []
   /// What our own state node says unless somebody else has written it.

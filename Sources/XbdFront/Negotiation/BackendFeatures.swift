@@ -113,6 +113,9 @@ public struct DeviceFeatures: Equatable, Sendable {
     return sectors
   }
 
+  /// A size in 512-byte units without what is less than a sector at its end.
+  func wholeSectors(_ count: UInt64) -> UInt64 { count - count % UInt64(sectorSize / BlkIf.sectorSize) }
+
   /// QEMU publishes zeroes for "don't know"; a backend that names no extent means the sector.
   private static func discardLimits(_ nodes: Nodes, _ sectorSize: Int) throws(MalformedNode) -> DiscardLimits
   {
