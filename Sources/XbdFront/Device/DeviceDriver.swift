@@ -60,6 +60,8 @@ final class DeviceDriver {
   /// Queues whose pool has met the domain's limit, and when to try again.
   var limited: Set<Int> = []
   var growDeadline: UInt64?
+  /// What was said of each of them last.
+  private var limitTexts: [Int: String] = [:]
   private var pacer = WatchPacer()
   /// Watches that fired and were not followed yet, and when they may be.
   private var backendMoved = false
@@ -186,7 +188,10 @@ final class DeviceDriver {
       for control in controls { control.tell { $0.failEverything = .ioError } }
       perform(machine.handle(.violation(sentence)))
     case .report(.limit(let queue, let text)):
-      logger.warning("\(location.frontend): \(text)")
+      // It comes again with every try to grow: only what is new is worth a word.
+      if limitTexts.updateValue(text, forKey: queue) != text {
+        logger.warning("\(location.frontend): \(text)")
+      }
       limited.insert(queue)
       if growDeadline == nil { growDeadline = MonotonicClock.nanoseconds() &+ Self.growInterval }
     case .report(.message(let text)):

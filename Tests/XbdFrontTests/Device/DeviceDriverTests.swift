@@ -39,4 +39,22 @@ import Xen
     }
     #expect(system.grants.liveCount == 0)
   }
+
+  @Test func aLimitThatHoldsIsToldOnceForEachQueueAndTriedAgain() throws {
+    let system = FakeSystem()
+    system.answer(FakeSystem.honest)
+    let said = Said()
+    let (driver, shared) = try system.driver(logger: said.logger)
+    for text in ["16 pages", "16 pages", "16 pages", "8 pages", "8 pages"] {
+      shared.post(.report(.limit(queue: 0, text)))
+      shared.post(.report(.limit(queue: 1, text)))
+    }
+    shared.post(.close(by: nil))
+    driver.run()
+    let warnings = said.all.filter { $0.hasSuffix(" pages") }.map { $0.suffix(8) }
+    #expect(warnings == ["16 pages", "16 pages", " 8 pages", " 8 pages"])
+    // Whatever was said of it.
+    #expect(driver.limited == [0, 1])
+    #expect(driver.growDeadline != nil)
+  }
 }
