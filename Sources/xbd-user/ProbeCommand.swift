@@ -40,7 +40,8 @@ struct ProbeCommand: ParsableCommand {
   private func show(_ end: String, _ path: String, _ nodes: [DeviceProbe.Node]) {
     print("\n\(end)  \(path)")
     for node in nodes {
-      print("  \(pad(node.key, 32))\(pad(node.value, 22))\(node.meaning ?? "unknown to blkif.h")")
+      let (key, value) = (ForeignText.printable(node.key), ForeignText.printable(node.value))
+      print("  \(pad(key, 32))\(pad(value, 22))\(node.meaning ?? "unknown to blkif.h")")
     }
   }
 

@@ -5,7 +5,7 @@
 # backend: own; it is about xenstore
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
-requires xenstore-ls xenstore-read
+requires xenstore-ls xenstore-read xenstore-write
 
 start host "$XBD_USER" loopback "$dir/xen"
 host=$pid
@@ -24,6 +24,11 @@ path=$(printf '%s\n' "$tree" | sed -nE 's|^(/.*/backend/vbd/[0-9]+/51712)/sector
 [ -n "$path" ] || fail "no backend directory in: $tree"
 expect "sectors" "$(timeout 30 xenstore-read "$path/sectors")" 65536
 expect "state" "$(timeout 30 xenstore-read "$path/state")" 4
+# What the other end wrote must not do anything to the terminal that it is shown on.
+timeout 30 xenstore-write "$path/hello" '\x1b[2Jthere'
+probed=$("$XBD_USER" probe xvda --loopback "$dir/xen")
+contains "probe" "$probed" "[2Jthere"
+expect "escapes in it" "$(printf '%s' "$probed" | tr -cd '\033' | wc -c)" 0
 for process in "$server" "$backend" "$host"; do
   kill -TERM "$process"
   reap "$process"

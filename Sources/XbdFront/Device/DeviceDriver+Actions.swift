@@ -90,7 +90,7 @@ extension DeviceDriver {
     let said = (try? store.read("\(location.backendErrorPath)")).flatMap { $0 }
     var message = "\(location.frontend): \(error.message) (frontend \(own), backend \(machine.backend)"
     message += " at \(location.backend)"
-    if let said { message += ", which says: \(said)" }
+    if let said { message += ", which says: \(ForeignText.printable(said))" }
     return XbdError(error.code, message + ")")
   }
 

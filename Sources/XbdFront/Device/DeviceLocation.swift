@@ -67,7 +67,8 @@ public struct DeviceLocation: Sendable, Equatable {
       guard let number = try? Decimal.parse(id, in: 0...UInt64(DomainID.firstReserved.rawValue - 1)) else {
         throw XenError(
           .invalid,
-          "\(path)/\(Key.backendID) is \"\(String(decoding: id, as: UTF8.self))\" where a domain is expected")
+          "\(path)/\(Key.backendID) is \"\(ForeignText.printable(id, atMost: 64))\" where a domain is expected"
+        )
       }
       frontend = path
       self.backend = backend

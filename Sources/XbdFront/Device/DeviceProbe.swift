@@ -13,6 +13,8 @@ public struct DeviceProbe: Sendable {
     /// Its key.
     public let key: String
     /// Its value; bytes that are not text are replaced.
+    ///
+    /// Whoever shows it on a terminal has `ForeignText` go over it.
     public let value: String
     /// What the key means; nil for one that blkif.h does not know.
     public let meaning: String?

@@ -12,14 +12,14 @@ public typealias Nodes = [String: [UInt8]]
 public struct MalformedNode: Error, Equatable, Sendable, CustomStringConvertible {
   /// Its key.
   public let key: String
-  /// Its value, as text; cut at 64 bytes.
+  /// Its value, as text that may be shown; cut at 64 characters.
   public let value: String
   /// What it should have been.
   public let expected: String
 
   init(_ key: String, _ value: [UInt8]?, expected: String) {
     self.key = key
-    self.value = value.map { String(decoding: $0.prefix(64), as: UTF8.self) } ?? "(missing)"
+    self.value = value.map { ForeignText.printable($0, atMost: 64) } ?? "(missing)"
     self.expected = expected
   }
 
