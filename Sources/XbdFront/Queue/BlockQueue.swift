@@ -39,6 +39,8 @@ public final class BlockQueue: @unchecked Sendable {
   private var isArmed = false
   private var maskedPort = false
   private var reportedViolation = false
+  /// The control thread wants to know when nothing is in flight any more.
+  private var isDraining = false
   private var lastComplaint = ""
   /// Whether operations ever went to or came from another queue.
   private var hasRelay = false
@@ -161,7 +163,10 @@ public final class BlockQueue: @unchecked Sendable {
     }
     if hasRelay { core.pointee.deliverAnswers() }
     reportTrouble()
-    if control.isDraining, core.pointee.isQuiet { control.reportDrained() }
+    if isDraining, core.pointee.isQuiet {
+      isDraining = false
+      control.reportDrained()
+    }
     return ended
   }
 
@@ -311,6 +316,7 @@ public final class BlockQueue: @unchecked Sendable {
     if let link = news.link { relink(link) }
     if let relay = news.relay { core.pointee.resume(through: relay) }
     if let sectors = news.sectorCount { core.pointee.parameters.sectorCount = sectors }
+    if news.drain { isDraining = true }
     if news.hold { core.pointee.isHolding = true }
     if let refusal = news.refusal { core.pointee.refusal = refusal }
     if let status = news.failEverything { core.pointee.giveUp(status) }
@@ -330,6 +336,7 @@ public final class BlockQueue: @unchecked Sendable {
     inlineBackend = nil
     tellOfChange(from: before)
     core.pointee.suspend()
+    isDraining = false
     ringPages = nil
     control.reportSuspended()
   }

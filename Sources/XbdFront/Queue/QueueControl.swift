@@ -15,6 +15,10 @@ struct QueueNews {
   var refusal: OperationStatus?
   /// Nothing more goes into the ring.
   var hold = false
+  /// Report when nothing is in flight any more.
+  ///
+  /// In one letter with `refusal` or `hold`: a report without them would be about requests that may still come.
+  var drain = false
   /// Everything in flight ends with this: nobody will answer any more.
   var failEverything: OperationStatus?
   /// The same, before what follows: what was asked of a ring that is let go of next.
@@ -54,7 +58,6 @@ final class QueueControl: Sendable {
   let queue: Int
   private let news = Mutex(QueueNews())
   private let newsArrived = Atomic<Bool>(false)
-  private let draining = Atomic<Bool>(false)
   private let wakeQueue = Mutex<@Sendable () -> Void>({})
   private let report: @Sendable (QueueReport) -> Void
 
@@ -81,8 +84,8 @@ final class QueueControl: Sendable {
   ///
   /// - Parameter status: new operations are refused with it; with nil they wait, and so does what is not in the ring.
   func drain(refusing status: OperationStatus?) {
-    draining.store(true, ordering: .releasing)
     tell {
+      $0.drain = true
       if let status { $0.refusal = status } else { $0.hold = true }
     }
   }
@@ -94,6 +97,7 @@ final class QueueControl: Sendable {
       $0.failEverything = nil
       $0.refusal = nil
       $0.hold = false
+      $0.drain = false
       $0.link = nil
       $0.relay = nil
       $0.suspend = true
@@ -103,7 +107,6 @@ final class QueueControl: Sendable {
   // MARK: From the queue's thread
 
   var hasNews: Bool { newsArrived.load(ordering: .relaxed) }
-  var isDraining: Bool { draining.load(ordering: .relaxed) }
 
   func takeNews() -> QueueNews {
     newsArrived.store(false, ordering: .relaxed)
@@ -114,16 +117,8 @@ final class QueueControl: Sendable {
     }
   }
 
-  func reportDrained() {
-    draining.store(false, ordering: .relaxed)
-    report(.drained(queue: queue))
-  }
-
-  func reportSuspended() {
-    draining.store(false, ordering: .relaxed)
-    report(.suspended(queue: queue))
-  }
-
+  func reportDrained() { report(.drained(queue: queue)) }
+  func reportSuspended() { report(.suspended(queue: queue)) }
   func sendLimit(_ message: String) { report(.limit(queue: queue, message)) }
   func send(_ violation: ProtocolViolation) { report(.violation(queue: queue, violation)) }
   func send(_ message: String) { report(.message(message)) }
