@@ -96,7 +96,9 @@ public final class BlockDevice: Sendable {
         throw XbdError(.system, "claiming \(location.device) among the processes of this machine: \(error)")
       }
       throw XbdError(
-        .inUse, "\(location.device) is driven by another process of this machine already; stop that one first"
+        .inUse,
+        "\(location.device) is driven by another process of this machine already; stop that one first "
+          + "(`ss -xlp` shows who has the name @xbd-user/…)"
       )
     }
   }
