@@ -34,7 +34,11 @@ final class XenStoreConnection: LoopClient {
   // A header, then its payload; never more than one request.
   private var input: [UInt8] = []
   private var output: [UInt8] = []
+  // How much of `output` the socket has taken.
   private var sent = 0
+
+  /// Bytes that are kept for the client's sake, also those that it has been sent and that are not given back yet.
+  var keptBytes: Int { output.count }
 
   init(
     _ descriptor: consuming OwnedDescriptor, domain: UInt16, server: XenStoreServer, loop: HostLoop
@@ -135,11 +139,19 @@ final class XenStoreConnection: LoopClient {
       }
       switch Errno.current {
       case .interrupted: continue
-      case .wouldBlock, .resourceTemporarilyUnavailable: return
+      case .wouldBlock, .resourceTemporarilyUnavailable: return dropSent()
       default: return close()
       }
     }
     output.removeAll(keepingCapacity: output.capacity <= 16 << 10)
+    sent = 0
+  }
+
+  // A client that always leaves something unread never lets `output` become empty. Only when more was sent than is left,
+  // so that a byte is moved once at most.
+  private func dropSent() {
+    guard sent >= XenStoreLimits.outputSlack, sent >= output.count - sent else { return }
+    output.removeFirst(sent)
     sent = 0
   }
 

@@ -20,6 +20,8 @@ enum XenStoreLimits {
   /// Unsent bytes beyond which requests of a connection wait, and beyond which it is closed as stuck.
   static let outputPause = 256 << 10
   static let outputBound = 2 << 20
+  /// Bytes that were sent before they are given back, as long as others wait behind them.
+  static let outputSlack = 64 << 10
 }
 
 /// What a request asks for (xs_wire.h: enum xsd_sockmsg_type).
