@@ -11,15 +11,14 @@ internal import SystemPackage
 /// Accepts processes on the control socket.
 ///
 /// Everything runs on the loop's thread.
-final class ControlServer: LoopClient {
+final class ControlServer {
   let machine: HostMachine
-  private let socket: OwnedDescriptor
+  private var listener: HostListener?
   private let loop: HostLoop
   private let createDomain: (UInt16, UInt32, UInt32) throws(Errno) -> Void
   private let destroyDomain: (UInt16) throws(Errno) -> Void
   private let introduceDomain: (UInt16) -> Void
   private let storeCounts: (UInt16) -> XenStoreCounts
-  private var token: UInt64 = 0
   private var connections: [ObjectIdentifier: ControlConnection] = [:]
 
   init(
@@ -28,27 +27,22 @@ final class ControlServer: LoopClient {
     destroyDomain: @escaping (UInt16) throws(Errno) -> Void, introduceDomain: @escaping (UInt16) -> Void,
     storeCounts: @escaping (UInt16) -> XenStoreCounts
   ) throws(Errno) {
-    self.socket = socket
     self.machine = machine
     self.loop = loop
     self.createDomain = createDomain
     self.destroyDomain = destroyDomain
     self.introduceDomain = introduceDomain
     self.storeCounts = storeCounts
-    token = try loop.add(self.socket.raw, .readable, self)
+    listener = try HostListener(socket, loop: loop) { [unowned self] descriptor in accept(descriptor) }
   }
 
-  func ready(_ readiness: Readiness) {
-    while let raw = try? UnixSocket.accept(socket.raw) {
-      guard let connection = try? ControlConnection(OwnedDescriptor(raw), server: self, loop: loop) else {
-        return
-      }
-      connections[ObjectIdentifier(connection)] = connection
-    }
+  private func accept(_ descriptor: consuming OwnedDescriptor) {
+    guard let connection = try? ControlConnection(descriptor, server: self, loop: loop) else { return }
+    connections[ObjectIdentifier(connection)] = connection
   }
 
   func stop() {
-    loop.remove(socket.raw, token)
+    listener?.close()
     for connection in Array(connections.values) { connection.close() }
   }
 

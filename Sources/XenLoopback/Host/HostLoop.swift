@@ -18,6 +18,15 @@ final class HostLoop {
   private let loop: EventLoop
   private var clients: [UInt64: any LoopClient] = [:]
   private var lastToken: UInt64 = 0
+  private var paused: [Pause] = []
+
+  /// A descriptor that is not looked at until a moment.
+  private struct Pause {
+    let descriptor: Int32
+    let interest: Readiness
+    let token: UInt64
+    let end: UInt64
+  }
 
   init() throws(Errno) {
     loop = try EventLoop(capacity: 64)
@@ -41,14 +50,36 @@ final class HostLoop {
   func remove(_ descriptor: Int32, _ token: UInt64) {
     loop.remove(descriptor)
     clients[token] = nil
+    paused.removeAll { $0.token == token }
   }
 
-  /// Waits once and serves what became ready.
+  /// Looks away from a descriptor for a while: one that stays ready and cannot be served would keep the thread busy.
+  func pause(_ descriptor: Int32, _ interest: Readiness, _ token: UInt64, milliseconds: Int) {
+    modify(descriptor, [], token)
+    paused.removeAll { $0.token == token }
+    let end = MonotonicClock.nanoseconds() + UInt64(milliseconds) * 1_000_000
+    paused.append(Pause(descriptor: descriptor, interest: interest, token: token, end: end))
+  }
+
+  /// Waits once, at most until a pause ends, and serves what became ready.
   func turn(milliseconds: Int32?) {
-    let count = loop.wait(milliseconds: milliseconds)
+    let count = loop.wait(milliseconds: resume(within: milliseconds))
     for index in 0..<count {
       let event = loop.event(index)
       clients[event.token]?.ready(event.readiness)
     }
+  }
+
+  /// Ends the pauses whose time has come.
+  ///
+  /// - Returns: how long to wait for the next one, if that is less than given.
+  private func resume(within milliseconds: Int32?) -> Int32? {
+    guard !paused.isEmpty else { return milliseconds }
+    let now = MonotonicClock.nanoseconds()
+    for pause in paused where pause.end <= now { modify(pause.descriptor, pause.interest, pause.token) }
+    paused.removeAll { $0.end <= now }
+    guard let next = paused.map(\.end).min() else { return milliseconds }
+    let left = Int32(clamping: (next - now) / 1_000_000 + 1)
+    return min(left, milliseconds ?? left)
   }
 }

@@ -14,7 +14,7 @@ final class XenStoreServer {
   private(set) var introduced: Set<UInt16> = [0]
   private let loop: HostLoop
   private(set) var connections: [ObjectIdentifier: XenStoreConnection] = [:]
-  private var listeners: [UInt16: Listener] = [:]
+  private var listeners: [UInt16: HostListener] = [:]
   private var targets: [UInt16: UInt16] = [:]
   private var special: [String: [XenStoreRight]] = [
     "@introduceDomain": [XenStoreRight(domain: 0, read: false, write: false)],
@@ -28,7 +28,9 @@ final class XenStoreServer {
 
   /// Accepts connections of a domain on a listening socket.
   func listen(_ socket: consuming OwnedDescriptor, for domain: UInt16) throws(Errno) {
-    listeners[domain] = try Listener(socket, domain: domain, server: self, loop: loop)
+    listeners[domain] = try HostListener(socket, loop: loop) { [unowned self] descriptor in
+      accepted(descriptor, for: domain)
+    }
   }
 
   /// Ends a domain's connections, takes what it owned out of the tree and tells those who watch.
@@ -51,7 +53,12 @@ final class XenStoreServer {
     for connection in connections.values { connection.close() }
   }
 
+  /// Serves a connection, unless its domain has as many as it may.
   func accepted(_ descriptor: consuming OwnedDescriptor, for domain: UInt16) {
+    if domain != 0 {
+      let open = connections.values.reduce(0) { $0 + ($1.domain == domain ? 1 : 0) }
+      guard open < XenStoreLimits.guestConnections else { return }
+    }
     guard
       let connection = try? XenStoreConnection(descriptor, domain: domain, server: self, loop: loop)
     else { return }
@@ -360,35 +367,5 @@ final class XenStoreServer {
     }
     for path in mine { fire(XenStoreNotice(path: path, removed: tree.remove(path))) }
     fire(special: "@releaseDomain")
-  }
-
-  // MARK: listening
-
-  private final class Listener: LoopClient {
-    private let socket: OwnedDescriptor
-    private let domain: UInt16
-    private unowned let server: XenStoreServer
-    private let loop: HostLoop
-    private var token: UInt64 = 0
-
-    init(
-      _ socket: consuming OwnedDescriptor, domain: UInt16, server: XenStoreServer, loop: HostLoop
-    ) throws(Errno) {
-      self.socket = socket
-      self.domain = domain
-      self.server = server
-      self.loop = loop
-      token = try loop.add(self.socket.raw, .readable, self)
-    }
-
-    func ready(_ readiness: Readiness) {
-      while let raw = try? UnixSocket.accept(socket.raw) {
-        server.accepted(OwnedDescriptor(raw), for: domain)
-      }
-    }
-
-    func close() {
-      loop.remove(socket.raw, token)
-    }
   }
 }

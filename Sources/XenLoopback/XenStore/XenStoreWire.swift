@@ -17,6 +17,8 @@ enum XenStoreLimits {
   static let guestTransactions = 10
   static let guestNodeBytes = 2048
   static let guestPermissions = 5
+  /// Connections to a guest's socket; Xen's guests have one, the page that they share with xenstored.
+  static let guestConnections = 64
   /// Unsent bytes beyond which requests of a connection wait, and beyond which it is closed as stuck.
   static let outputPause = 256 << 10
   static let outputBound = 2 << 20
