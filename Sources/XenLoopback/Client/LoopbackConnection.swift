@@ -38,6 +38,19 @@ final class ControlClient: Sendable {
   struct Reply: Sendable {
     let message: ControlMessage
     let descriptors: [Int32]
+
+    /// A domain's memory, which takes the descriptors.
+    ///
+    /// - Throws: `.tooManyOpenFiles` when they did not both come: the kernel leaves out those for which the process
+    ///   has no number left.
+    func memory() throws(Errno) -> DomainMemory {
+      guard descriptors.count == 2 else {
+        for descriptor in descriptors { _ = close(descriptor) }
+        throw .tooManyOpenFiles
+      }
+      return try DomainMemory.mapping(
+        tables: OwnedDescriptor(descriptors[0]), pages: OwnedDescriptor(descriptors[1]))
+    }
   }
 
   /// Asks the host and waits for its answer (about 20 µs).
@@ -98,7 +111,7 @@ final class LoopbackConnection: Sendable {
       let reply = try control.call(ControlMessage(.join, a: UInt32(domain)))
       join = reply.message.a
       place = Int(reply.message.b)
-      memory = try Self.memory(reply)
+      memory = try reply.memory()
     } catch {
       if error == .noSuchFileOrDirectory {
         throw XenError(
@@ -119,18 +132,9 @@ final class LoopbackConnection: Sendable {
   func memory(of domain: UInt16) throws(Errno) -> DomainMemory {
     if domain == self.domain { return memory }
     if let known = foreign.withLock({ $0[domain] }), known.isAlive { return known }
-    let memory = try Self.memory(control.call(ControlMessage(.lookUp, a: UInt32(domain))))
+    let memory = try control.call(ControlMessage(.lookUp, a: UInt32(domain))).memory()
     foreign.withLock { $0[domain] = memory }
     return memory
-  }
-
-  private static func memory(_ reply: ControlClient.Reply) throws(Errno) -> DomainMemory {
-    guard reply.descriptors.count == 2 else {
-      for descriptor in reply.descriptors { _ = close(descriptor) }
-      throw .badMessage
-    }
-    return try DomainMemory.mapping(
-      tables: OwnedDescriptor(reply.descriptors[0]), pages: OwnedDescriptor(reply.descriptors[1]))
   }
 
   /// Sends an event on a port of the domain, whichever handle it belongs to.

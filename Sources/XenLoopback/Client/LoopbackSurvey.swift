@@ -46,8 +46,7 @@ public struct LoopbackDomainSurvey: Sendable, Equatable {
     var next: UInt32 = 0
     do throws(Errno) {
       while let number = try domain(from: next, control) {
-        // One that goes while we look is left out.
-        if let survey = try? LoopbackDomainSurvey(number, control) { surveys.append(survey) }
+        if let survey = try survey(number, control) { surveys.append(survey) }
         next = number + 1
       }
     } catch {
@@ -59,6 +58,18 @@ public struct LoopbackDomainSurvey: Sendable, Equatable {
   private static func domain(from number: UInt32, _ control: ControlClient) throws(Errno) -> UInt32? {
     do throws(Errno) {
       return try control.call(ControlMessage(.nextDomain, a: number)).message.a
+    } catch {
+      if error == .noSuchFileOrDirectory { return nil }
+      throw error
+    }
+  }
+
+  /// - Returns: nil for a domain that goes while we look.
+  private static func survey(
+    _ number: UInt32, _ control: ControlClient
+  ) throws(Errno) -> LoopbackDomainSurvey? {
+    do throws(Errno) {
+      return try LoopbackDomainSurvey(number, control)
     } catch {
       if error == .noSuchFileOrDirectory { return nil }
       throw error
@@ -77,10 +88,7 @@ public struct LoopbackDomainSurvey: Sendable, Equatable {
     watches = Int(store.b)
     transactions = Int(store.c)
     nodes = Int(store.d)
-    let reply = try control.call(ControlMessage(.lookUp, a: number))
-    guard reply.descriptors.count == 2 else { throw .badMessage }
-    let memory = try DomainMemory.mapping(
-      tables: OwnedDescriptor(reply.descriptors[0]), pages: OwnedDescriptor(reply.descriptors[1]))
+    let memory = try control.call(ControlMessage(.lookUp, a: number)).memory()
     var grants = 0
     var mapped = 0
     let end = min(

@@ -128,14 +128,20 @@ final class LoopbackEventChannels: EventChannels {
     // Not bound, not any more, or its owner has gone: Xen drops the event and reports success.
     guard PortEntry.kind(link) == .interdomain else { return }
     let serial = entry.remoteSerial.loadRelaxed()
-    guard let memory = peerMemory(PortEntry.domain(link), serial, port.peer) else { return }
+    guard let memory = try peerMemory(PortEntry.domain(link), serial, port.peer) else { return }
     let theirs = memory.port(PortEntry.port(link))
+    // Before the bit is set: whoever finds it set trusts that somebody wakes the owner.
+    try know(theirs, of: memory, &port)
+    guard port.peer != nil else { return }
     let before = theirs.bits.or(PortEntry.pending)
     // Pending already: its owner will look. Masked: its owner looks when it unmasks. One event either way.
     guard before & (PortEntry.pending | PortEntry.masked) == 0 else { return }
-    let handle = theirs.handle.loadAcquiring()
-    if port.peer?.memory !== memory || port.peer?.handle != handle {
-      port.peer = try findPeer(memory, handle, Int(theirs.handleIndex.loadRelaxed()))
+    do throws(XenError) {
+      // Another handle's by now, if it was closed and opened meanwhile.
+      try know(theirs, of: memory, &port)
+    } catch {
+      _ = theirs.bits.and(~PortEntry.pending)
+      throw error
     }
     guard let peer = port.peer else { return }
     // First announced, then written: see HandleEntry.
@@ -143,12 +149,30 @@ final class LoopbackEventChannels: EventChannels {
     peer.descriptor.signal()
   }
 
-  private func peerMemory(_ domain: UInt16, _ serial: UInt32, _ known: Peer?) -> DomainMemory? {
+  /// - Returns: nil when the domain that was bound is no more.
+  private func peerMemory(
+    _ domain: UInt16, _ serial: UInt32, _ known: Peer?
+  ) throws(XenError) -> DomainMemory? {
     if let known, known.memory.serial == serial, known.memory.domain == domain {
       return known.memory.isAlive ? known.memory : nil
     }
-    guard let memory = try? connection.memory(of: domain), memory.serial == serial else { return nil }
-    return memory
+    do throws(Errno) {
+      let memory = try connection.memory(of: domain)
+      return memory.serial == serial ? memory : nil
+    } catch {
+      if error == .noSuchFileOrDirectory { return nil }
+      throw XenError(errno: error, "cannot get domain \(domain)'s tables from the loopback host")
+    }
+  }
+
+  /// Makes `port.peer` the handle that a port of another domain belongs to, nil when that is closed.
+  ///
+  /// Two loads when it is known already.
+  private func know(_ theirs: PortEntry, of memory: DomainMemory, _ port: inout Port) throws(XenError) {
+    let handle = theirs.handle.loadAcquiring()
+    if port.peer?.memory === memory && port.peer?.handle == handle { return }
+    port.peer = nil
+    port.peer = try findPeer(memory, handle, Int(theirs.handleIndex.loadRelaxed()))
   }
 
   private func findPeer(_ memory: DomainMemory, _ handle: UInt32, _ index: Int) throws(XenError) -> Peer? {
@@ -156,7 +180,8 @@ final class LoopbackEventChannels: EventChannels {
     do throws(Errno) {
       let reply = try connection.control.call(
         ControlMessage(.handleDescriptor, a: UInt32(memory.domain), b: memory.serial, c: handle))
-      guard let raw = reply.descriptors.first else { return nil }
+      // The message came and its descriptor did not: the kernel had no number for it in this process.
+      guard let raw = reply.descriptors.first else { throw .tooManyOpenFiles }
       return Peer(memory: memory, handle: handle, handleIndex: index, descriptor: EventDescriptor(raw))
     } catch {
       // Closed between our look and the host's.
