@@ -233,7 +233,7 @@ final class XenStoreServer {
       throw .notFound
     }
     guard answer == "T" else { return }
-    try transaction.commit(to: &tree)
+    try transaction.commit(to: &tree, by: identity(of: connection))
     notices.append(contentsOf: transaction.notices)
   }
 

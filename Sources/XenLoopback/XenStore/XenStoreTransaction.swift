@@ -58,11 +58,12 @@ final class XenStoreTransaction {
 
   /// Makes the transaction's changes part of the live tree.
   ///
-  /// - Throws: `.again` when a node it depends on has changed, `.noSpace` when a guest would own too many nodes.
-  func commit(to live: inout XenStoreTree) throws(XenStoreFailure) {
+  /// - Throws: `.again` when a node it depends on has changed, `.noSpace` when a guest would own too many nodes by what
+  ///   a guest does; the control domain may give it as many as it likes.
+  func commit(to live: inout XenStoreTree, by identity: XenStoreIdentity) throws(XenStoreFailure) {
     for (path, generation) in seen where (live.node(path)?.generation ?? 0) != generation { throw .again }
     guard !changes.isEmpty else { return }
-    for (domain, count) in tree.owned where domain != 0 {
+    for (domain, count) in tree.owned where domain != 0 && !identity.isPrivileged {
       let growth = count - (base.owned[domain] ?? 0)
       if growth > 0, (live.owned[domain] ?? 0) + growth > XenStoreLimits.guestNodes { throw .noSpace }
     }
