@@ -250,14 +250,17 @@ import XenLoopback
     }
   }
 
-  @Test func case37_permissionsThatVanishLeaveTheTimeoutToEndIt() throws {
-    // xenstore then says nothing at all any more: no watch fires, and only silence tells.
-    let victim = try Victim(
-      Plan([.neverAnswer(every: 1)], after: 1), options: Victim.options { $0.requestTimeout = .seconds(1) })
+  @Test func case37_permissionsThatVanishFailWhatIsInFlight() throws {
+    // xenstore tells who loses the right to read a node; what it finds then is as good as no node.
+    let victim = try Victim(Plan([.neverAnswer(every: 1)], after: 1))
     #expect(victim.status(.read, 0, 4096) == .okay)
+    let tag = try #require(victim.submit(.read, 0, 4096))
+    victim.run(milliseconds: 20)
     victim.backend.follow(Plan([.denyReading, .neverAnswer(every: 1)]))
-    let tag = victim.submit(.read, 0, 4096)
-    victim.expectBroken("unanswered", inFlight: [tag])
+    victim.run("a failed device", until: { victim.failure != nil })
+    victim.run("an end of the request", until: { victim.ended[tag] != nil })
+    #expect(victim.failure?.code == .backendGone)
+    #expect(victim.ended[tag]?.status == .shutdown)
     victim.stop()
   }
 

@@ -160,6 +160,7 @@ import Xen
     var watches = 0
     while watches < 300, guest.call(.watch, "data\0w\(watches)\0")?.failure == nil { watches += 1 }
     #expect(watches == 128)
+    #expect(guest.call(.watch, "data\0one-more\0")?.failure == "E2BIG")
     var transactions = 0
     while transactions < 30, guest.call(.transactionStart, "\0")?.failure == nil { transactions += 1 }
     #expect(transactions == 10)

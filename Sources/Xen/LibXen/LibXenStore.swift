@@ -98,7 +98,7 @@ public final class LibXenStore: XenStore {
   public func watch(_ path: String, token: String) throws(XenError) {
     try connection.check(path)
     try connection.check(token)
-    guard connection.watch(path, token: token) else { throw connection.failed("watch", path) }
+    guard connection.watch(path, token: token) else { throw connection.watchFailed(path, token) }
   }
 
   /// Ends a watch (xs_unwatch).

@@ -119,15 +119,28 @@ internal import SystemPackage
   /// - Parameter what: was being done: "start a transaction".
   func failed(_ what: String) -> XenError {
     let errno = Errno.current
-    if errno == .noSpace {
-      return XenError(
-        .limitReached, "cannot \(what) in \(name): this domain's quota is used up", errno: errno)
-    }
+    if errno == .noSpace { return quotaIsUsedUp(what, errno) }
     if errno == .invalidArgument, isOver {
       return XenError(
         .disconnected, "cannot \(what): \(name) has closed the connection", errno: errno)
     }
     return XenError(errno: errno, "cannot \(what) in \(name)")
+  }
+
+  /// Why the last call, for a watch, failed.
+  ///
+  /// For one too many xenstored says E2BIG up to Xen 4.20. So does the library for what is too long for a request.
+  func watchFailed(_ path: String, _ token: String) -> XenError {
+    let errno = Errno.current
+    let byteCount = path.utf8.count + token.utf8.count + 2
+    if errno == .argListTooLong, byteCount <= XENSTORE_PAYLOAD_MAX {
+      return quotaIsUsedUp("watch \(path)", errno)
+    }
+    return failed("watch", path)
+  }
+
+  private func quotaIsUsedUp(_ what: String, _ errno: Errno) -> XenError {
+    XenError(.limitReached, "cannot \(what) in \(name): this domain's quota is used up", errno: errno)
   }
 
   /// Whether there is no connection any more.

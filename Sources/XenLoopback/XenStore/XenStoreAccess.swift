@@ -105,8 +105,11 @@ struct XenStoreAccess {
       guard permissions.count <= XenStoreLimits.guestPermissions else { throw .noSpace }
       guard newOwner == node.owner else { throw .notPermitted }
     }
+    let before = node.permissions
     tree.setPermissions(path, permissions)
-    return (.setPermissions(path, permissions), XenStoreNotice(path: path, removed: nil))
+    return (
+      .setPermissions(path, permissions), XenStoreNotice(path: path, removed: nil, before: before)
+    )
   }
 
   private func create(

@@ -17,6 +17,12 @@ struct XenStoreWatch {
   let token: String
   /// Whether it was registered relative to the domain's home, and its events are to be.
   let isRelative: Bool
+
+  /// Whether the other watches the same with the same token, whichever way its path was given.
+  func isSame(_ other: XenStoreWatch) -> Bool {
+    guard token == other.token else { return false }
+    return path == nil ? other.path == nil && given == other.given : path == other.path
+  }
 }
 
 /// A connected client.

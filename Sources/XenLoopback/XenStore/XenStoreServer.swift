@@ -16,7 +16,7 @@ final class XenStoreServer {
   private(set) var connections: [ObjectIdentifier: XenStoreConnection] = [:]
   private var listeners: [UInt16: HostListener] = [:]
   private var targets: [UInt16: UInt16] = [:]
-  private var special: [String: [XenStoreRight]] = [
+  private(set) var special: [String: [XenStoreRight]] = [
     "@introduceDomain": [XenStoreRight(domain: 0, read: false, write: false)],
     "@releaseDomain": [XenStoreRight(domain: 0, read: false, write: false)],
   ]
@@ -169,7 +169,7 @@ final class XenStoreServer {
     return Self.acknowledgement
   }
 
-  private func identity(of connection: XenStoreConnection) -> XenStoreIdentity {
+  func identity(of connection: XenStoreConnection) -> XenStoreIdentity {
     XenStoreIdentity(domain: connection.domain, target: targets[connection.domain])
   }
 
@@ -235,90 +235,6 @@ final class XenStoreServer {
     guard answer == "T" else { return }
     try transaction.commit(to: &tree, by: identity(of: connection))
     notices.append(contentsOf: transaction.notices)
-  }
-
-  // MARK: watches
-
-  private func watch(
-    _ payload: XenStorePayload, _ connection: XenStoreConnection, _ after: inout (() -> Void)?
-  ) throws(XenStoreFailure) {
-    let watch = try parseWatch(payload, connection)
-    guard !connection.watches.contains(where: { $0.given == watch.given && $0.token == watch.token }) else {
-      throw .exists
-    }
-    if connection.domain != 0 {
-      let held = connections.values.reduce(0) { $0 + ($1.domain == connection.domain ? $1.watches.count : 0) }
-      guard held < XenStoreLimits.guestWatches else { throw .noSpace }
-    }
-    connection.watches.append(watch)
-    // "Fires once up front", after the reply: who registers need not look first.
-    after = { self.deliver(watch.given, watch.token, to: connection) }
-  }
-
-  private func unwatch(_ payload: XenStorePayload, _ connection: XenStoreConnection) throws(XenStoreFailure) {
-    let watch = try parseWatch(payload, connection)
-    let index = connection.watches.firstIndex { $0.given == watch.given && $0.token == watch.token }
-    guard let index else { throw .notFound }
-    connection.watches.remove(at: index)
-  }
-
-  private func parseWatch(
-    _ payload: XenStorePayload, _ connection: XenStoreConnection
-  ) throws(XenStoreFailure) -> XenStoreWatch {
-    let strings = try payload.strings()
-    guard strings.count >= 2 else { throw .invalid }
-    let (given, token) = (strings[0], strings[1])
-    if given.utf8.first == UInt8(ascii: "@") {
-      guard given.utf8.count <= XenStoreLimits.relativePathBytes else { throw .invalid }
-      return XenStoreWatch(path: nil, given: given, token: token, isRelative: false)
-    }
-    let path = try XenStorePath(given, relativeTo: connection.domain)
-    return XenStoreWatch(
-      path: path, given: given, token: token, isRelative: given.utf8.first != UInt8(ascii: "/"))
-  }
-
-  private func fire(_ notice: XenStoreNotice) {
-    for connection in connections.values {
-      let identity = identity(of: connection)
-      for watch in connection.watches {
-        guard let watched = watch.path else { continue }
-        let changed: XenStorePath
-        if notice.path.isAtOrUnder(watched) {
-          changed = notice.path
-        } else if let removed = notice.removed, watched.isAtOrUnder(notice.path),
-          removed.descendant(watched.components[notice.path.components.count...]) != nil
-        {
-          // What was watched went with something above it.
-          changed = watched
-        } else {
-          continue
-        }
-        // Who may not read a node does not learn that it changed.
-        let rights =
-          notice.removed?.descendant(changed.components[notice.path.components.count...])?.permissions
-          ?? tree.nearest(changed).node.permissions
-        guard identity.may(read: true, rights) else { continue }
-        deliver(report(changed, watch, connection.domain), watch.token, to: connection)
-      }
-    }
-  }
-
-  private func fire(special name: String) {
-    guard let rights = special[name] else { return }
-    for connection in connections.values where identity(of: connection).may(read: true, rights) {
-      for watch in connection.watches where watch.given == name { deliver(name, watch.token, to: connection) }
-    }
-  }
-
-  /// The path in the form that the watch was registered in.
-  private func report(_ path: XenStorePath, _ watch: XenStoreWatch, _ domain: UInt16) -> String {
-    guard watch.isRelative else { return path.text }
-    return String(path.text.dropFirst(XenStorePath.home(domain).count + 1))
-  }
-
-  private func deliver(_ path: String, _ token: String, to connection: XenStoreConnection) {
-    connection.send(
-      XenStoreOperation.watchEvent.rawValue, request: 0, transaction: 0, Array("\(path)\0\(token)\0".utf8))
   }
 
   // MARK: domains

@@ -27,6 +27,8 @@ struct XenStoreNotice {
   let path: XenStorePath
   /// What was there, when the change was its removal: watches inside it fire as well.
   let removed: XenStoreNode?
+  /// The permissions that it had before, if they may have changed.
+  var before: [XenStoreRight]?
 }
 
 /// An open transaction of one connection.
@@ -50,6 +52,9 @@ final class XenStoreTransaction {
 
   func record(_ change: XenStoreChange, _ notice: XenStoreNotice) {
     changes.append(change)
+    var notice = notice
+    // Others see the transaction as one change.
+    notice.before = base.node(notice.path)?.permissions
     // One event for a path, however often it changed; a removal is kept because of what was inside.
     if notice.removed != nil || !notices.contains(where: { $0.path == notice.path && $0.removed == nil }) {
       notices.append(notice)
