@@ -153,7 +153,10 @@ public final class LoopbackToolstack: Sendable {
   ///
   /// The domain keeps its number and its memory, and is not stopped meanwhile.
   ///
-  /// - Returns: how many block devices it has.
+  /// A device whose two directories do not name each other is left alone: the frontend's belongs to the domain, which
+  /// may have written another domain's backend into it, or nonsense.
+  ///
+  /// - Returns: how many block devices were made anew.
   /// - Throws: `.notFound` when there is no such domain.
   @discardableResult
   public func migrate(_ domain: DomainID) throws(XenError) -> Int {
@@ -162,16 +165,19 @@ public final class LoopbackToolstack: Sendable {
       ControlMessage(.invalidateDomain, a: UInt32(domain.rawValue)), "cannot migrate domain \(domain)")
     return try store.transaction { (operations) throws(XenError) in
       let numbers = try operations.list("\(home)/device/vbd") ?? []
-      for number in numbers { try renew("\(home)/device/vbd/\(number)", operations) }
+      var count = 0
+      for number in numbers where try renew("\(home)/device/vbd/\(number)", operations) { count += 1 }
       // Every watch on the domain's own nodes fires, as the kernel makes them fire after a resume.
       try operations.write("\(home)/domid", "\(domain)")
-      return numbers.count
+      return count
     }
   }
 
   /// Puts both directories of a device back to what the toolstack had written: no ring, no features, state 1.
-  private func renew(_ front: String, _ operations: any XenStoreOperations) throws(XenError) {
-    guard let back = try operations.read("\(front)/backend") else { return }
+  ///
+  /// - Returns: false when they are not a device.
+  private func renew(_ front: String, _ operations: any XenStoreOperations) throws(XenError) -> Bool {
+    guard let back = try backend(of: front, operations) else { return false }
     for name in try operations.list(front) ?? [] where !LoopbackBlockDevice.frontendNodes.contains(name) {
       try operations.remove("\(front)/\(name)")
     }
@@ -179,6 +185,19 @@ public final class LoopbackToolstack: Sendable {
       try operations.remove("\(back)/\(name)")
     }
     for path in [front, back] { try operations.write("\(path)/state", "1") }
+    return true
+  }
+
+  /// The backend's directory of a device, if it says the same of itself.
+  private func backend(of front: String, _ operations: any XenStoreOperations) throws(XenError) -> String? {
+    guard let back = try operations.read("\(front)/backend") else { return nil }
+    do throws(XenError) {
+      return try operations.read("\(back)/frontend") == front ? back : nil
+    } catch {
+      // What the domain has written is no path.
+      if error.code == .invalid { return nil }
+      throw error
+    }
   }
 
   @discardableResult
