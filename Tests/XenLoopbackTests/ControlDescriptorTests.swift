@@ -73,16 +73,44 @@ private func pair() throws -> (Int32, Int32) {
 
   @Test func aHandlesDescriptorCannotMakeTheHostWait() throws {
     let fixture = try Fixture()
-    let (ours, sent) = try pair()
-    defer {
-      close(ours)
-      close(sent)
-    }
+    let counter = OwnedDescriptor(try retrying { eventfd(0, Int32(EFD_CLOEXEC)) })
     #expect(fixture.ask(.join, nil) == 0)
-    #expect(fixture.ask(.openHandle, sent) == 0)
-    // (Asked of our own descriptor, which shares its flags with the host's: a host that does wait would hang the test.)
-    #expect(cxen_get_status_flags(sent) & cxen_O_NONBLOCK != 0)
+    #expect(fixture.ask(.openHandle, counter.raw) == 0)
+    // (Asked of our own descriptor, which shares its flags with the host's.)
+    let flags = cxen_get_status_flags(counter.raw)
+    #expect(flags & cxen_O_NONBLOCK != 0)
+    // Full, and its owner makes it wait again.
+    var most = UInt64.max - 1
+    #expect(write(counter.raw, &most, 8) == 8)
+    #expect(cxen_set_status_flags(counter.raw, flags & ~cxen_O_NONBLOCK) == 0)
+    let handle = try #require(fixture.machine.handles.values.first)
+    let kicked = try EventCounter()
+    // SAFETY: used by that thread alone until it is joined.
+    nonisolated(unsafe) let (machine, target) = (fixture.machine, handle)
+    let done = kicked.fileDescriptor
+    let thread = try DedicatedThread(name: "kick") {
+      machine.kick(target)
+      var one: UInt64 = 1
+      _ = write(done, &one, 8)
+    }
+    #expect(isReadable(kicked.fileDescriptor, milliseconds: 10_000))
+    // Lets one go that does wait.
+    var value: UInt64 = 0
+    #expect(read(counter.raw, &value, 8) == 8)
+    thread.join()
     fixture.connection.close()
     #expect(fixture.machine.handles.isEmpty)
+  }
+
+  @Test func aHandlesDescriptorIsAnEventfd() throws {
+    let fixture = try Fixture()
+    let (ours, sent) = try pair()
+    #expect(fixture.ask(.join, nil) == 0)
+    #expect(fixture.ask(.openHandle, sent) == UInt32(EINVAL))
+    close(sent)
+    // And the one that was refused is closed.
+    #expect(isReadable(ours))
+    close(ours)
+    fixture.connection.close()
   }
 }

@@ -71,7 +71,10 @@ final class ControlServer {
     case .openHandle:
       let join = try joined(connection)
       let eventfd = try received.take()
-      // One that is full must not make the host wait when it is written to.
+      // What is written to it has to be no message to anybody.
+      guard SymbolicLink.targetName("/proc/self/fd/\(eventfd.raw)") == "anon_inode:[eventfd]" else {
+        throw .invalidArgument
+      }
       try eventfd.setNonBlocking()
       let handle = try machine.openHandle(join, eventfd)
       reply.a = handle.number
