@@ -30,7 +30,7 @@ import Testing
     let (machine, domain, _) = try machine()
     domain.memory.port(1).state.storeRelaxed(
       PortEntry.state(.interdomain, domain: 0, port: port))
-    machine.send(domain, 1)
+    machine.send(domain, 1, of: 0)
     #expect(PortEntry.port(PortEntry.state(.interdomain, domain: 0, port: port)) < 4096)
   }
 }

@@ -136,32 +136,4 @@ final class LoopbackConnection: Sendable {
     foreign.withLock { $0[domain] = memory }
     return memory
   }
-
-  /// Sends an event on a port of the domain, whichever handle it belongs to.
-  func send(_ port: UInt32) {
-    if port != 0 { _ = try? control.call(ControlMessage(.send, a: port)) }
-  }
-
-  /// Checks what an unmap notification names and turns it into numbers for the tables.
-  func numbers(
-    of notification: UnmapNotification?
-  ) throws(XenError) -> (port: UInt32, clearOffset: UInt32) {
-    var numbers: (port: UInt32, clearOffset: UInt32) = (0, .max)
-    if let offset = notification?.clearByteAt {
-      guard offset >= 0, offset < Page.size else {
-        throw XenError(.invalid, "cannot clear byte \(offset) of a page on its end; a page has 4096")
-      }
-      numbers.clearOffset = UInt32(offset)
-    }
-    if let port = notification?.notify?.rawValue {
-      guard port > 0, port < UInt32(DomainLayout.portCount),
-        PortEntry.kind(memory.port(port).state.loadAcquiring()) != .free
-      else {
-        throw XenError(
-          .invalid, "cannot notify port \(port) of domain \(domain) on a page's end; it is not open")
-      }
-      numbers.port = port
-    }
-    return numbers
-  }
 }

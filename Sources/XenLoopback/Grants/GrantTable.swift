@@ -99,13 +99,13 @@ extension DomainMemory {
 
   /// Makes a claimed entry a grant.
   func publish(
-    _ reference: UInt32, to domain: UInt16, writable: Bool, owner: UInt32, notifyPort: UInt32,
-    clearOffset: UInt32
+    _ reference: UInt32, to domain: UInt16, writable: Bool, owner: UInt32, _ numbers: UnmapNumbers
   ) {
     let entry = grant(reference)
     entry.owner.storeRelaxed(owner)
-    entry.notifyPort.storeRelaxed(notifyPort)
-    entry.clearOffset.storeRelaxed(clearOffset)
+    entry.notifyPort.storeRelaxed(numbers.port)
+    entry.notifyHandle.storeRelaxed(numbers.handle)
+    entry.clearOffset.storeRelaxed(numbers.clearOffset)
     let flags = GrantEntry.allocated | GrantEntry.permitAccess | (writable ? 0 : GrantEntry.readOnly)
     // Pairs with the .acquiring load in `pin`.
     entry.word.storeReleasing(flags | UInt64(domain) << 16)

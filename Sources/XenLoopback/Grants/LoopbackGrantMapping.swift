@@ -32,7 +32,7 @@ final class LoopbackGrantMapping: GrantMapping {
     _ references: Span<GrantRef>, of domain: DomainID, writable: Bool
   ) throws(XenError) -> UnsafeMutableRawPointer {
     // SAFETY: handed on to whoever unmaps it.
-    try unsafe map(references, of: domain, writable: writable, notifyPort: 0, clearOffset: .max)
+    try unsafe map(references, of: domain, writable: writable, UnmapNumbers())
   }
 
   func map(
@@ -46,12 +46,11 @@ final class LoopbackGrantMapping: GrantMapping {
     let numbers = try connection.numbers(of: notification)
     let one = CollectionOfOne(reference)
     // SAFETY: handed on to whoever unmaps it.
-    return try unsafe map(
-      one.span, of: domain, writable: writable, notifyPort: numbers.port, clearOffset: numbers.clearOffset)
+    return try unsafe map(one.span, of: domain, writable: writable, numbers)
   }
 
   private func map(
-    _ references: Span<GrantRef>, of domain: DomainID, writable: Bool, notifyPort: UInt32, clearOffset: UInt32
+    _ references: Span<GrantRef>, of domain: DomainID, writable: Bool, _ numbers: UnmapNumbers
   ) throws(XenError) -> UnsafeMutableRawPointer {
     guard !references.isEmpty else {
       throw XenError(.invalid, "no grant references of domain \(domain) to map")
@@ -63,8 +62,7 @@ final class LoopbackGrantMapping: GrantMapping {
       throw XenError(
         errno: error, "cannot map grants of domain \(domain) in the loopback \(connection.control.directory)")
     }
-    let first = try track(
-      references, of: granter, writable: writable, notifyPort: notifyPort, clearOffset: clearOffset)
+    let first = try track(references, of: granter, writable: writable, numbers)
     let address: UnsafeMutableRawPointer
     do throws(Errno) {
       // SAFETY: mapped until `unmap` or the deinit finds its record.
@@ -75,7 +73,7 @@ final class LoopbackGrantMapping: GrantMapping {
     }
     let record = GrantMappingRecord(
       address: UInt(bitPattern: address), pageCount: references.count, firstHandle: first,
-      clearOffset: clearOffset, granter: granter)
+      clearOffset: numbers.clearOffset, granter: granter)
     table.withLock { $0.insert(record) }
     // SAFETY: to who asked for it.
     return unsafe address
@@ -98,8 +96,7 @@ final class LoopbackGrantMapping: GrantMapping {
   ///
   /// - Returns: the handle of the first page; the others are chained to it.
   private func track(
-    _ references: Span<GrantRef>, of granter: DomainMemory, writable: Bool, notifyPort: UInt32,
-    clearOffset: UInt32
+    _ references: Span<GrantRef>, of granter: DomainMemory, writable: Bool, _ numbers: UnmapNumbers
   ) throws(XenError) -> UInt32 {
     var first = Maptrack.none
     // From the last to the first, so that the chain comes out in order.
@@ -124,8 +121,9 @@ final class LoopbackGrantMapping: GrantMapping {
       let entry = connection.memory.maptrack(handle)
       entry.reference.storeRelaxed(reference)
       entry.serial.storeRelaxed(granter.serial)
-      entry.notifyPort.storeRelaxed(notifyPort)
-      entry.clearOffset.storeRelaxed(clearOffset)
+      entry.notifyPort.storeRelaxed(numbers.port)
+      entry.notifyHandle.storeRelaxed(numbers.handle)
+      entry.clearOffset.storeRelaxed(numbers.clearOffset)
       entry.next.storeRelaxed(first)
       // From here on the host would undo the mapping. Dying between the pin and this leaks the page, no more.
       entry.state.storeReleasing(
@@ -145,12 +143,13 @@ final class LoopbackGrantMapping: GrantMapping {
       let entry = connection.memory.maptrack(handle)
       let next = entry.next.loadRelaxed()
       let reference = entry.reference.loadRelaxed()
-      let port = entry.notifyPort.loadRelaxed()
+      let notification = UnmapNumbers(
+        port: entry.notifyPort.loadRelaxed(), handle: entry.notifyHandle.loadRelaxed())
       // The host does the same when it ends a join; whoever finds the state set undoes the mapping.
       let state = entry.state.exchange(0)
       if state & MaptrackEntry.active != 0 {
         granter.unpin(reference, writable: state & MaptrackEntry.readOnly == 0, join: connection.join)
-        connection.send(port)
+        connection.send(notification)
       }
       connection.maptrack.put(handle)
       handle = next

@@ -54,8 +54,7 @@ final class LoopbackGrantSharing: GrantSharing {
     }
     for reference in references {
       connection.memory.publish(
-        reference, to: domain.rawValue, writable: writable, owner: connection.join, notifyPort: numbers.port,
-        clearOffset: numbers.clearOffset)
+        reference, to: domain.rawValue, writable: writable, owner: connection.join, numbers)
     }
     // SAFETY: only an address; what the other domain does to the bytes is SharedPages' to say.
     nonisolated(unsafe) let address = unsafe base
@@ -117,7 +116,7 @@ final class LoopbackGrantSharing: GrantSharing {
 
   private static func end(
     _ connection: LoopbackConnection, _ address: UnsafeMutableRawPointer, _ references: [UInt32],
-    _ numbers: (port: UInt32, clearOffset: UInt32)
+    _ numbers: UnmapNumbers
   ) {
     let memory = connection.memory
     if numbers.clearOffset < UInt32(Page.size) {
@@ -133,7 +132,7 @@ final class LoopbackGrantSharing: GrantSharing {
     _ = unsafe munmap(address, references.count << Page.shift)
     memory.free(unused)
     release(UInt32(references.count), connection)
-    connection.send(numbers.port)
+    connection.send(numbers)
   }
 }
 

@@ -94,7 +94,7 @@ final class ControlServer {
       return (reply, [handle.descriptor.raw])
     case .send:
       guard let domain = machine.domain(of: try joined(connection)) else { throw .noSuchProcess }
-      machine.send(domain, request.a)
+      machine.send(domain, request.a, of: request.b)
     case .createDomain: try createDomain(Self.domain(request.a), request.b, request.c)
     case .destroyDomain: try destroyDomain(Self.domain(request.a))
     case .introduceDomain: try introduceDomain(domain(request.a).memory.domain)

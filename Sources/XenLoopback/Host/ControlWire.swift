@@ -21,7 +21,8 @@ enum ControlOperation: UInt32 {
   case closePort = 7
   /// a = domain, b = its serial, c = handle. Back: the handle's eventfd.
   case handleDescriptor = 8
-  /// a = port of the own domain: EVTCHNOP_send on its behalf, for unmap notifications.
+  /// a = port of the own domain, b = the handle it has to belong to: EVTCHNOP_send on its behalf, for unmap
+  /// notifications.
   case send = 9
   /// a = domain, b = page limit, c = maptrack frames.
   case createDomain = 10

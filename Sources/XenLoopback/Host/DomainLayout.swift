@@ -90,6 +90,8 @@ struct GrantEntry {
   var notifyPort: SharedUInt32 { record.word32(12) }
   /// The byte that is cleared when the owner lets go; all ones for none.
   var clearOffset: SharedUInt32 { record.word32(16) }
+  /// The handle that the port has to belong to.
+  var notifyHandle: SharedUInt32 { record.word32(20) }
 
   static func readers(_ word: UInt64) -> UInt64 { (word >> 32) & 0xFFFF }
   static func writers(_ word: UInt64) -> UInt64 { word >> 48 }
@@ -116,6 +118,8 @@ struct MaptrackEntry {
   var clearOffset: SharedUInt32 { record.word32(20) }
   /// The entry of the next page of the same `map` call.
   var next: SharedUInt32 { record.word32(24) }
+  /// The handle that the port has to belong to.
+  var notifyHandle: SharedUInt32 { record.word32(28) }
 }
 
 /// An event-channel port.

@@ -39,7 +39,7 @@ extension HostMachine {
           clear(entry.clearOffset.loadRelaxed(), of: reference, in: granter.memory)
           granter.memory.unpin(reference, writable: state & MaptrackEntry.readOnly == 0, join: join.number)
         }
-        send(domain, entry.notifyPort.loadRelaxed())
+        send(domain, entry.notifyPort.loadRelaxed(), of: entry.notifyHandle.loadRelaxed())
       }
       owner.storeReleasing(0)
     }
@@ -54,9 +54,9 @@ extension HostMachine {
         entry.owner.loadRelaxed() == join.number
       else { continue }
       clear(entry.clearOffset.loadRelaxed(), of: reference, in: memory)
-      let port = entry.notifyPort.loadRelaxed()
+      let (port, handle) = (entry.notifyPort.loadRelaxed(), entry.notifyHandle.loadRelaxed())
       if memory.revoke(reference, join: join.number) { free.append(reference) }
-      send(domain, port)
+      send(domain, port, of: handle)
     }
     memory.free(free)
     let share = memory.pagesShared(byJoinAt: join.place)

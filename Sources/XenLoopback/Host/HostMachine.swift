@@ -227,11 +227,14 @@ final class HostMachine {
     domain.portCount -= 1
   }
 
-  /// EVTCHNOP_send on behalf of a domain.
-  func send(_ domain: HostDomain, _ port: UInt32) {
+  /// EVTCHNOP_send on behalf of a domain, for an unmap notification.
+  ///
+  /// - Parameter handle: what the port has to belong to; another's port of that number is not the one meant.
+  func send(_ domain: HostDomain, _ port: UInt32, of handle: UInt32) {
     guard port > 0, port < UInt32(DomainLayout.portCount) else { return }
     let entry = domain.memory.port(port)
     let state = entry.state.loadAcquiring()
+    guard entry.handle.loadAcquiring() == handle else { return }
     guard PortEntry.kind(state) == .interdomain, let other = domains[PortEntry.domain(state)] else { return }
     let theirs = other.memory.port(PortEntry.port(state))
     let before = theirs.bits.or(PortEntry.pending)
