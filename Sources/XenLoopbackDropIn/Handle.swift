@@ -4,11 +4,20 @@
 // is what Xen's headers ask for: it came from an open function, and no close function has had it.
 
 internal import Glibc
+internal import XenLoopback
 
 /// What is behind a library's handle, kept alive by the pointer that the program has.
 class LibraryHandle {
   /// Who opened it; a forked child lets go of its parent's handle without a word to the host.
   private let process = getpid()
+  /// The join that it shares with the process's other handles.
+  private var domain: LoopbackDomain?
+
+  /// Keeps the process's join for as long as the handle lives.
+  final func keep(_ domain: LoopbackDomain) -> Self {
+    self.domain = domain
+    return self
+  }
 
   /// Gives the handle to C.
   @safe final func exported() -> OpaquePointer {

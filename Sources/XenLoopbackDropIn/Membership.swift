@@ -12,6 +12,7 @@ internal import XenLoopback
 /// The domain that this process acts for.
 enum Membership {
   private struct Current: Sendable {
+    // Handles hold it.
     weak let domain: LoopbackDomain?
     let process: pid_t
   }
@@ -29,10 +30,12 @@ enum Membership {
   ) -> OpaquePointer? {
     do throws(XenError) {
       do throws(XenError) {
-        return try body(domain(fresh: false)).exported()
+        let domain = try domain(fresh: false)
+        return try body(domain).keep(domain).exported()
       } catch {
         guard error.code == .disconnected else { throw error }
-        return try body(domain(fresh: true)).exported()
+        let domain = try domain(fresh: true)
+        return try body(domain).keep(domain).exported()
       }
     } catch {
       if isLogged { log("\(what): \(error.message)") }
@@ -48,7 +51,8 @@ enum Membership {
 
   private static func domain(fresh: Bool) throws(XenError) -> LoopbackDomain {
     let result: Result<LoopbackDomain, XenError> = current.withLock { current in
-      if !fresh, let known = current, known.process == getpid(), let domain = known.domain {
+      if !fresh, let known = current, known.process == getpid(), let domain = known.domain, domain.isConnected
+      {
         return .success(domain)
       }
       do throws(XenError) {

@@ -52,6 +52,13 @@ enum DropInCasting: CaseIterable, Sendable {
     #expect(outcome.output.contains("6 checks, 0 failed"), "\(outcome.output)")
   }
 
+  @Test func allHandlesOfAProcessAreOneJoin() throws {
+    let machine = try Machine()
+    let outcome = try run([Built.directory + "/xen-walk", "join"], environment: machine.environment(1))
+    #expect(outcome.status == 0, "\(outcome.output)")
+    #expect(outcome.output.contains("8 checks, 0 failed"), "\(outcome.output)")
+  }
+
   @Test func withoutAHostOpeningFailsWithOneLine() throws {
     let machine = try Machine()
     var environment = machine.environment(1)

@@ -30,6 +30,16 @@ import Xen
     #expect(access(directory, F_OK) != 0)
   }
 
+  @Test func aJoinKnowsWhetherItsHostIsThere() throws {
+    let machine = try Machine()
+    let (domain, other) = (try machine.join(1), try machine.join(2))
+    #expect(domain.isConnected && other.isConnected)
+    try machine.toolstack.destroyDomain(DomainID(1))
+    #expect(!domain.isConnected && other.isConnected)
+    machine.host.stop()
+    #expect(!other.isConnected)
+  }
+
   @Test func aDirectoryThatOthersMayEnterIsRefused() throws {
     let directory = try makeTemporaryPath("loopback")
     #expect(mkdir(directory, 0o755) == 0)

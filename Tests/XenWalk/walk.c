@@ -7,6 +7,7 @@
 //
 //   xen-walk          all checks; ends with "N checks, M failed"
 //   xen-walk open     that opening fails with ENOENT, for want of a host
+//   xen-walk join     that the handles of a process are one connection to the host
 //   xen-walk misuse   that NULL and numbers without sense are an errno, each group in a process of its own
 #include <errno.h>
 #include <fcntl.h>
@@ -16,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -526,11 +528,34 @@ static void alone(void (*body)(struct handles), const char *name) {
   if (WIFSIGNALED(status)) printf("%s: killed by signal %d\n", name, WTERMSIG(status));
 }
 
+static int sockets(void) {
+  int count = 0;
+  struct stat status;
+  for (int fd = 0; fd < 1024; fd++) count += fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode);
+  return count;
+}
+
+/* All handles are one connection to the host, which ends with the last of them. */
+static void one_join(void) {
+  int before = sockets();
+  for (int round = 0; round < 2; round++) {
+    xengntshr_handle *xgs = xengntshr_open(NULL, 0);
+    CHECK(xgs && sockets() == before + 1);
+    xengnttab_handle *xgt = xengnttab_open(NULL, 0);
+    xenevtchn_handle *xce = xenevtchn_open(NULL, 0);
+    CHECK(xgt && xce && sockets() == before + 1);
+    CHECK(xengntshr_close(xgs) == 0 && xengnttab_close(xgt) == 0 && sockets() == before + 1);
+    CHECK(xenevtchn_close(xce) == 0 && sockets() == before);
+  }
+}
+
 int main(int argc, char **argv) {
   if (argc > 1 && strcmp(argv[1], "open") == 0) {
     FAILS_NULL(xengntshr_open(NULL, 0), ENOENT);
     FAILS_NULL(xengnttab_open(NULL, 0), ENOENT);
     FAILS_NULL(xenevtchn_open(NULL, 0), ENOENT);
+  } else if (argc > 1 && strcmp(argv[1], "join") == 0) {
+    one_join();
   } else if (argc > 1 && strcmp(argv[1], "misuse") == 0) {
     alone(no_handles, "no handles");
     alone(share_misused, "sharing");

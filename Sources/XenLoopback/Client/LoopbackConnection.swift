@@ -34,6 +34,13 @@ final class ControlClient: Sendable {
     }
   }
 
+  /// Whether the host has the other end of the connection.
+  var isConnected: Bool {
+    var look = pollfd(fd: socket.raw, events: 0, revents: 0)
+    // SAFETY: one element, a local variable.
+    return unsafe poll(&look, 1, 0) == 0
+  }
+
   /// What came back, with up to two descriptors, which the caller owns.
   struct Reply: Sendable {
     let message: ControlMessage

@@ -38,6 +38,9 @@ public final class LoopbackDomain: XenSystem {
   /// The directory's absolute path and the domain.
   public var identity: String? { "loopback \(absolutePath(directory)) \(id)" }
 
+  /// Whether the host still has this join; false once the host, or the domain, has ended.
+  public var isConnected: Bool { connection.control.isConnected }
+
   /// The socket that this domain's xenstore clients connect to; what `XENSTORED_PATH` is set to.
   public var xenStoreSocket: String { LoopbackPaths.store(directory, id.rawValue) }
 
