@@ -37,6 +37,8 @@ private final class Process {
   deinit { _ = Glibc.close(descriptor) }
 }
 
+private let rare: [ControlOperation] = [.introduceDomain, .invalidateDomain, .nextDomain, .storeStatus]
+
 private final class ControlFuzzer {
   private let loop: HostLoop
   private let machine = HostMachine()
@@ -70,6 +72,10 @@ private final class ControlFuzzer {
     default:
       guard let process = processes[place] else { return }
       var message = ControlMessage(UInt32(what >> 2 & 15))
+      // Four bits are too few for what can be asked.
+      if message.code == ControlOperation.introduceDomain.rawValue {
+        message.code = rare[Int(input.byte()) % rare.count].rawValue
+      }
       message.a = number(&input)
       message.b = number(&input)
       message.c = number(&input)
