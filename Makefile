@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 #   make run          serve a disk through the whole path (IMAGE=disk.img SIZE=1G ARGS='--queues 2')
-#   make test         every test: Swift, interop, sanitizers
+#   make test         every test: Swift, interop, fuzzing, sanitizers
 #   make build        .build/release/xbd-user
 #   make check        lint, build, Swift tests: what to run before a commit
 #   make xen-lab      real Xen in QEMU judges us: both backends in a domU (FULL=1 everything, SHELL=1 a console; SHELL=domu)

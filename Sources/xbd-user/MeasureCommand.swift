@@ -85,7 +85,7 @@ struct MeasureCommand: ParsableCommand {
       let made = try EmbeddedLoopback(
         directory: directory.path + "/xen", image: loopback,
         storage: try storage.open(loopback, readOnly: !load.isWrite),
-        configuration: try storage.configuration(readOnly: !load.isWrite, queues: frontend.queues),
+        configuration: try storage.configuration(readOnly: !load.isWrite, queues: frontend.negotiation.queues),
         kind: storage.profile?.kind ?? "vbd", pageLimit: 1024, logger: logger)
       embedded = made
       system = made.frontend

@@ -22,19 +22,22 @@ struct ProbeCommand: ParsableCommand {
   var json = false
 
   @OptionGroup(title: "What to ask for")
-  var frontend: FrontendArguments
+  var negotiation: NegotiationArguments
 
   func run() throws {
     let system =
       try loopback.map { try Systems.loopback($0, domain: loopbackFrontend) }
       ?? Systems.libXen(instead: "\"xbd-user probe \(device) --loopback DIRECTORY\"")
-    let probe = try DeviceProbe(device, in: try system.openXenStore(), options: frontend.options)
-    if json { return print(try JSONText.encode(Report(probe))) }
+    var options = FrontendOptions()
+    negotiation.apply(to: &options)
+    let probe = try DeviceProbe(device, in: try system.openXenStore(), options: options)
+    let report = Report(probe, options)
+    if json { return print(try JSONText.encode(report)) }
     print("\(probe.location.device), backend in domain \(probe.location.backendDomain)")
     show("frontend", probe.location.frontend, probe.frontendNodes)
     show("backend", probe.location.backend, probe.backendNodes)
     print("\nwould be negotiated")
-    for (what, value) in Report(probe).verdicts { print("  \(pad(what, 24))\(value)") }
+    for (what, value) in report.verdicts { print("  \(pad(what, 24))\(value)") }
   }
 
   private func show(_ end: String, _ path: String, _ nodes: [DeviceProbe.Node]) {
@@ -76,7 +79,7 @@ private struct Report: Encodable {
   let persistent: Bool?
   let problems: [String]
 
-  init(_ probe: DeviceProbe) {
+  init(_ probe: DeviceProbe, _ options: FrontendOptions) {
     device = probe.location.device.number
     name = probe.location.device.name
     backendDomain = probe.location.backendDomain.rawValue
@@ -99,9 +102,15 @@ private struct Report: Encodable {
     sectors = features?.sectorCount
     sectorSize = features?.sectorSize
     readOnly = features.map { !$0.info.isDisjoint(with: [.readOnly, .cdrom]) }
-    flush = features.map { $0.flushCache ? "flush" : $0.barrier ? "barrier" : "none" }
-    discard = features.map { $0.discard != nil }
-    persistent = features?.persistent
+    flush = features.map {
+      switch $0.flush(options) {
+      case .flushCache: "flush"
+      case .barrier: "barrier"
+      case .none: "none"
+      }
+    }
+    discard = features.map { $0.discard(options) != nil }
+    persistent = features?.keepsGrants(options)
     self.problems = problems
   }
 

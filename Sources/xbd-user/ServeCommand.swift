@@ -96,7 +96,7 @@ struct ServeCommand: ParsableCommand {
     if target.device == nil, let loopback = target.loopback, backend != .reference {
       let made = try OutsideBackend(
         backend, directory: directory.path + "/xen", image: loopback, readOnly: readOnly,
-        queues: frontend.queues, storage: storage, pageLimit: gntallocLimit ?? Self.defaultPageLimit,
+        queues: frontend.negotiation.queues, storage: storage, pageLimit: gntallocLimit ?? Self.defaultPageLimit,
         timeout: Double(frontend.timeout), reconnects: reconnect.reconnect, signals: signals)
       outside = made
       system = made.frontend
@@ -105,7 +105,7 @@ struct ServeCommand: ParsableCommand {
       let made = try EmbeddedLoopback(
         directory: directory.path + "/xen", image: loopback,
         storage: try storage.open(loopback, readOnly: readOnly),
-        configuration: try storage.configuration(readOnly: readOnly, queues: frontend.queues),
+        configuration: try storage.configuration(readOnly: readOnly, queues: frontend.negotiation.queues),
         kind: storage.profile?.kind ?? "vbd", pageLimit: gntallocLimit ?? Self.defaultPageLimit,
         logger: logger)
       embedded = made

@@ -40,6 +40,14 @@ nbdcopy --flush "$dir/in" "$uri"
 nbdcopy "$uri" - | cmp - "$dir/in"
 contains "list" "$("$XBD_USER" list --loopback "$xen")" xvda
 contains "probe" "$("$XBD_USER" probe xvda --loopback "$xen")" sectors
+# verdict WHAT OPTION…: what a probe that asks for less says of it.
+verdict() { "$XBD_USER" probe xvda --loopback "$xen" "${@:2}" | sed -nE "s/^  $1 +//p"; }
+expect "durability" "$(verdict "durability by")" flush
+expect "durability without flushes" "$(verdict "durability by" --ignore-flush)" barrier
+expect "durability without either" "$(verdict "durability by" --ignore-flush --ignore-barrier)" none
+expect "discard that is not wanted" "$(verdict discard --ignore-discard)" no
+expect "discard that has to be secure" "$(verdict discard --secure-discard)" no
+expect "grants of one request each" "$(verdict "grants stay mapped" --grants per-request)" no
 
 # The frontend dies: a second one takes its place, and the disk is as it was.
 kill_hard "$server"

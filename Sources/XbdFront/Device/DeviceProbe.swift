@@ -56,7 +56,7 @@ public struct DeviceProbe: Sendable {
     transport = Result { () throws(MalformedNode) in
       TransportParameters(options, try TransportFeatures(backend))
     }
-    features = Result { () throws(MalformedNode) in try DeviceFeatures(backend) }
+    features = Result { () throws(MalformedNode) in try DeviceFeatures(backend, unit: options.sectorsUnit) }
     kernelDriver = kernel.owner(of: location.device)
   }
 

@@ -32,7 +32,7 @@ struct TransportWriter {
       try transaction.write(location.frontend + "/" + Key.protocol, options.abi.rawValue)
       // Grants that end with their request must not be kept mapped.
       try put(
-        transaction, Key.featurePersistent, options.persistent && options.grants == .persistent ? 1 : 0)
+        transaction, Key.featurePersistent, options.offersPersistentGrants ? 1 : 0)
       try put(transaction, Key.state, Int(XenbusState.initialised.rawValue))
     }
   }

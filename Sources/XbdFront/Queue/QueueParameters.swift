@@ -78,9 +78,8 @@ extension QueueParameters {
     sectorSize = features.sectorSize
     isReadOnly = features.info.contains(.readOnly) || features.info.contains(.cdrom)
     hasBarrier = options.useBarrier && features.barrier
-    flush = options.useFlush && features.flushCache ? .flushCache : hasBarrier ? .barrier : .none
-    discard = options.useDiscard ? features.discard : nil
-    if options.secureDiscard, discard?.secure != true { discard = nil }
+    flush = features.flush(options)
+    discard = features.discard(options)
     secureDiscard = options.secureDiscard
     self.trusted = trusted
     copy = options.copy
