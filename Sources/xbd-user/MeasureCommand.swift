@@ -85,7 +85,8 @@ struct MeasureCommand: ParsableCommand {
       let made = try EmbeddedLoopback(
         directory: directory.path + "/xen", image: loopback,
         storage: try storage.open(loopback, readOnly: !load.isWrite),
-        configuration: try storage.configuration(readOnly: !load.isWrite, queues: frontend.negotiation.queues),
+        configuration: try storage.configuration(
+          readOnly: !load.isWrite, queues: frontend.negotiation.queues),
         kind: storage.profile?.kind ?? "vbd", pageLimit: 1024, logger: logger)
       embedded = made
       system = made.frontend
@@ -142,26 +143,32 @@ struct MeasureCommand: ParsableCommand {
       processorSeconds: Self.processorSeconds() - before)
   }
 
-  /// How long a backend may take over its last answers.
-  private static let patience = Duration.seconds(10)
+  /// How long a backend may be silent at the end.
+  private static let patience = Duration.seconds(5)
 
-  /// Shows on a terminal how far it is, and ends the load when a signal comes; closes the device over a backend that does
-  /// not answer, which fails what it has.
+  /// Shows on a terminal how far it is, and ends the load when a signal comes.
+  ///
+  /// Closes the device over a backend from which nothing comes any more at the end: that fails what it has.
   private func watch(
     _ device: BlockDevice, _ signals: borrowing Signals, _ loads: [QueueLoad], _ start: UInt64
   ) {
     var look = pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0)
     let isTerminal = isatty(STDERR_FILENO) == 1
-    var over = start + UInt64(seconds) * 1_000_000_000
+    // The end of the load, or the last answer after it.
+    var silentSince = start + UInt64(seconds) * 1_000_000_000
+    var answers: UInt64 = 0
     var isClosing = false
     while !loads.allSatisfy(\.hasEnded) {
       _ = poll(&look, 1, 100)
       let now = MonotonicClock.nanoseconds()
       if signals.next() != nil {
         for load in loads { load.stop() }
-        over = min(over, now)
+        silentSince = min(silentSince, now)
       }
-      if now > over + 1_000_000_000, !isClosing {
+      let sum = loads.reduce(0) { $0 &+ $1.answers }
+      if sum != answers { silentSince = max(silentSince, now) }
+      answers = sum
+      if now > silentSince, .nanoseconds(Int64(now - silentSince)) > Self.patience, !isClosing {
         isClosing = true
         device.close(within: Self.patience)
       }

@@ -45,7 +45,8 @@ struct ServeCommand: ParsableCommand {
   @Option(
     name: .customLong("run"),
     help: ArgumentHelp(
-      "Run a shell command with $uri set, and end when it ends, with its status.", valueName: "command"))
+      "Run a shell command with $uri, $unixsocket and $exportname set, and end when it ends, with its status.",
+      valueName: "command"))
   var command: String?
 
   @Option(help: ArgumentHelp("Write the process id to a file once the device is served.", valueName: "path"))
@@ -96,7 +97,8 @@ struct ServeCommand: ParsableCommand {
     if target.device == nil, let loopback = target.loopback, backend != .reference {
       let made = try OutsideBackend(
         backend, directory: directory.path + "/xen", image: loopback, readOnly: readOnly,
-        queues: frontend.negotiation.queues, storage: storage, pageLimit: gntallocLimit ?? Self.defaultPageLimit,
+        queues: frontend.negotiation.queues, storage: storage,
+        pageLimit: gntallocLimit ?? Self.defaultPageLimit,
         timeout: Double(frontend.timeout), reconnects: reconnect.reconnect, signals: signals)
       outside = made
       system = made.frontend
@@ -131,11 +133,12 @@ struct ServeCommand: ParsableCommand {
       embedded?.stop()
       throw error
     }
-    defer { withExtendedLifetime(directory) {} }
+    // The pid file is there until everything has ended.
+    var pid: PidFile?
+    defer { withExtendedLifetime((directory, pid)) {} }
     let outcome: SessionOutcome
     do {
-      let pid = try pidFile.map(PidFile.init)
-      defer { withExtendedLifetime(pid) {} }
+      pid = try pidFile.map(PidFile.init)
       let child = try startCommand(sockets, device, isInherited: !inherited.isEmpty)
       outcome = session.wait(signals: signals, child: child)
     } catch {

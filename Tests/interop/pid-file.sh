@@ -12,6 +12,28 @@ stop
 [ ! -e "$dir/pid" ] || fail "the pid file was left behind"
 [ ! -e "$socket" ] || fail "the socket was left behind"
 
+# It is there for as long as the process is, which waits for a request that the backend has lost.
+if [ "$backend" = reference ]; then
+  requires python3-libnbd
+  serve memory:16M --pid-file "$dir/pid" --fault drop:read@1
+  libnbd "$server" "$dir/pid" <<'PY'
+import os, signal, sys, time
+import nbd
+from nbdtools import connect
+
+server, file = int(sys.argv[1]), sys.argv[2]
+handle = connect()
+handle.aio_pread(nbd.Buffer(512), 0)
+handle.poll(200)
+os.kill(server, signal.SIGTERM)
+time.sleep(1)
+assert os.path.exists(file), "the pid file went before its process"
+assert os.path.exists(f"/proc/{server}"), "the server did not wait"
+PY
+  reap "$server"
+  [ ! -e "$dir/pid" ] || fail "the pid file was left behind"
+fi
+
 # One that cannot be written ends the server, in order.
 disk memory:16M
 status=0

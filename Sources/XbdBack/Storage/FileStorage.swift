@@ -60,16 +60,15 @@ public final class FileStorage: Storage {
     guard unsafe fstat(file.raw, &status) == 0 else {
       throw StorageError(.system, "cannot look at \(path): \(Errno.current)")
     }
+    try Self.requireDisk(status, path)
     var alignment = 512
     if cxen_is_block_device(status.st_mode) != 0 {
       isBlockDevice = true
       var bytes: Int32 = 0
       // SAFETY: the call fills the local variable.
       if unsafe cxen_block_device_sector_size(file.raw, &bytes) == 0, bytes > 512 { alignment = Int(bytes) }
-    } else if cxen_is_regular_file(status.st_mode) != 0 {
-      isBlockDevice = false
     } else {
-      throw StorageError(.unsuitable, "\(path) is neither a file nor a block device, so it cannot be a disk")
+      isBlockDevice = false
     }
     requiredAlignment = alignment
     discardGranularity = max(alignment, isBlockDevice ? 512 : min(max(Int(status.st_blksize), 512), 1 << 20))
@@ -235,14 +234,23 @@ public final class FileStorage: Storage {
     code == EOPNOTSUPP || code == ENOTTY || code == ENOSYS ? .notSupported : .failed(code)
   }
 
+  private static func requireDisk(_ status: stat, _ path: String) throws(StorageError) {
+    guard cxen_is_regular_file(status.st_mode) != 0 || cxen_is_block_device(status.st_mode) != 0 else {
+      throw StorageError(.unsuitable, "\(path) is neither a file nor a block device, so it cannot be a disk")
+    }
+  }
+
   private struct Opened: ~Copyable {
     let file: OwnedDescriptor
     let created: Bool
   }
 
   private static func open(_ path: String, _ options: StorageOptions) throws(StorageError) -> Opened {
-    // A FIFO, which is no disk, would wait for somebody to write into it.
-    let flags = (options.readOnly ? O_RDONLY : O_RDWR) | cxen_O_CLOEXEC | cxen_O_NONBLOCK
+    // A FIFO would wait for somebody to write into it.
+    var status = stat()
+    // SAFETY: a string that the call reads, and a local variable that it fills.
+    if unsafe stat(path, &status) == 0 { try requireDisk(status, path) }
+    let flags = (options.readOnly ? O_RDONLY : O_RDWR) | cxen_O_CLOEXEC
     // SAFETY: a string that the call reads.
     let existing = unsafe Glibc.open(path, flags)
     if existing >= 0 { return Opened(file: OwnedDescriptor(existing), created: false) }

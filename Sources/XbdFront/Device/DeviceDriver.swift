@@ -122,17 +122,12 @@ final class DeviceDriver {
   }
 
   private func turn(_ loop: inout EventLoop) throws(XbdError) {
+    if shared.isConnected { endCancellation(&loop) }
     let events = loop.wait(milliseconds: timeout())
-    if let descriptor = cancellation {
-      let isCancelled = (0..<events).contains { loop.event($0).token == Self.cancellationToken }
-      if isCancelled || shared.isConnected {
-        cancellation = nil
-        loop.remove(descriptor)
-      }
-      if isCancelled, !shared.isConnected {
-        shared.cancel()
-        perform(machine.handle(.closeRequested))
-      }
+    if (0..<events).contains(where: { loop.event($0).token == Self.cancellationToken }) {
+      endCancellation(&loop)
+      shared.cancel()
+      perform(machine.handle(.closeRequested))
     }
     for message in shared.takeMessages() { try receive(message) }
     try receiveWatches(&loop)
@@ -151,6 +146,11 @@ final class DeviceDriver {
       perform(machine.handle(.reconnectExpired("no backend has connected for \(seconds) s")))
     }
     if let grow = growDeadline, now >= grow { growPools() }
+  }
+
+  private func endCancellation(_ loop: inout EventLoop) {
+    if let descriptor = cancellation { loop.remove(descriptor) }
+    cancellation = nil
   }
 
   private func timeout() -> Int32? {

@@ -38,7 +38,7 @@ final class ControlClient: Sendable {
   var isConnected: Bool {
     var look = pollfd(fd: socket.raw, events: 0, revents: 0)
     // SAFETY: one element, a local variable.
-    return unsafe poll(&look, 1, 0) == 0
+    return unsafe poll(&look, 1, 0) != 1
   }
 
   /// What came back, with up to two descriptors, which the caller owns.

@@ -72,7 +72,7 @@ final class ControlServer {
       let join = try joined(connection)
       let eventfd = try received.take()
       // What is written to it has to be no message to anybody.
-      guard SymbolicLink.targetName("/proc/self/fd/\(eventfd.raw)") == "anon_inode:[eventfd]" else {
+      if let name = SymbolicLink.targetName("/proc/self/fd/\(eventfd.raw)"), name != "anon_inode:[eventfd]" {
         throw .invalidArgument
       }
       try eventfd.setNonBlocking()

@@ -22,7 +22,7 @@ enum LoadPattern: String, ExpressibleByArgument, CaseIterable {
 
 /// A load and what came of it.
 ///
-/// Everything but `stop` and `hasEnded` belongs to the thread that runs it, and afterwards to whoever joined that one.
+/// Everything but `stop`, `hasEnded` and `answers` belongs to the thread that runs it, and afterwards to whoever joined that one.
 final class QueueLoad {
   let queue: BlockQueue
   private let pattern: LoadPattern
@@ -41,6 +41,7 @@ final class QueueLoad {
   private var answeredAt: UInt64 = 0
   private let mustStop = Atomic<Bool>(false)
   private let ended = Atomic<Bool>(false)
+  private let answered = Atomic<UInt64>(0)
 
   /// Requests that were answered well, and the rest.
   private(set) var completed: UInt64 = 0
@@ -73,6 +74,9 @@ final class QueueLoad {
   /// Whether the thread has nothing more to do; safe from any thread.
   var hasEnded: Bool { ended.load(ordering: .acquiring) }
 
+  /// Requests that have come back so far; safe from any thread.
+  var answers: UInt64 { answered.load(ordering: .relaxed) }
+
   func run() {
     queue.onCompletion = { [unowned self] in finish($0) }
     now = MonotonicClock.nanoseconds()
@@ -82,6 +86,7 @@ final class QueueLoad {
       if !isOver { fill() }
       answeredAt = 0
       let progressed = queue.poll()
+      if progressed { answered.store(completed &+ failed, ordering: .relaxed) }
       now = MonotonicClock.nanoseconds()
       if !progressed, queue.armWakeup() { sleep() }
     }
