@@ -27,4 +27,5 @@ command=$(cat "$dir/command")
 kill -KILL "$(pgrep -P "$server" | grep -vx "$command")"
 reap "$server"
 expect "the status of a server whose backend was killed" "$status" 1
-! alive "$command" || eventually test ! -e "/proc/$command"
+gone() { ! alive "$command"; }
+eventually gone

@@ -22,6 +22,7 @@ dom0 xenstore-chmod -r $front n1 r0
 dom0 xenstore-chmod -r $back n0 r1
 state() { dom0 xenstore-read $front/state; }
 published() { [ "$(state)" = 3 ]; }
+closing() { [ "$(state)" = 5 ]; }
 ended() { [ "$(state)" = 6 ]; }
 
 for signal in TERM HUP; do
@@ -30,7 +31,7 @@ for signal in TERM HUP; do
     eventually published
     kill -$signal "$pid"
     # The backend lets go of what was begun.
-    [ "$(state)" = 5 ] || eventually test "$(state)" = 5
+    eventually closing
     dom0 xenstore-write $back/state 6
     reap "$pid"
     expect "the status of a $command that SIG$signal ended early" "$status" $((128 + $(kill -l $signal)))
