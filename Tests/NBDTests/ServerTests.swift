@@ -119,10 +119,9 @@ import Testing
     let listening = try UnixSocket.listen(path: path)
     let socket = try ListeningSocket.inherited(listening)
     #expect(socket.address == .unix(path))
-    var pair: [Int32] = [-1, -1]
-    #expect(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0, &pair) == 0)
-    let end = OwnedDescriptor(pair[0])
-    close(pair[1])
+    let (raw, other) = try makeSocketPair()
+    let end = OwnedDescriptor(raw)
+    close(other)
     #expect(throws: ListeningError.self) { try ListeningSocket.inherited(try end.duplicate()) }
     unlink(path)
   }

@@ -6,17 +6,10 @@ import CXen
 import Glibc
 import Platform
 import SystemPackage
+import TestSupport
 import Testing
 
 @testable import XenLoopback
-
-/// Two connected sockets, close-on-exec: other tests start programs meanwhile.
-private func pair() throws -> (Int32, Int32) {
-  var pair: [Int32] = [-1, -1]
-  // SOCK_STREAM, which Glibc gives Swift as another type.
-  try #require(socketpair(AF_UNIX, 1 | cxen_O_CLOEXEC, 0, &pair) == 0)
-  return (pair[0], pair[1])
-}
 
 @Suite struct ControlDescriptorTests {
   /// A host's control socket with one process on it, all in this thread.
@@ -34,7 +27,7 @@ private func pair() throws -> (Int32, Int32) {
         OwnedDescriptor(eventfd(0, Int32(EFD_NONBLOCK | EFD_CLOEXEC))), machine: machine, loop: loop,
         createDomain: { _, _, _ in }, destroyDomain: { _ in }, introduceDomain: { _ in },
         storeCounts: { _ in XenStoreCounts() })
-      let (ours, theirs) = try pair()
+      let (ours, theirs) = try makeSocketPair()
       process = OwnedDescriptor(ours)
       connection = try ControlConnection(OwnedDescriptor(theirs), server: server, loop: loop)
     }
@@ -59,7 +52,7 @@ private func pair() throws -> (Int32, Int32) {
   @Test(arguments: [ControlOperation.openHandle, .status, .lookUp])
   func regression_aDescriptorOfAProcessThatHasNotJoinedIsClosed(operation: ControlOperation) throws {
     let fixture = try Fixture()
-    let (ours, sent) = try pair()
+    let (ours, sent) = try makeSocketPair()
     defer { close(ours) }
     let answer = fixture.ask(operation, sent)
     close(sent)
@@ -104,7 +97,7 @@ private func pair() throws -> (Int32, Int32) {
 
   @Test func aHandlesDescriptorIsAnEventfd() throws {
     let fixture = try Fixture()
-    let (ours, sent) = try pair()
+    let (ours, sent) = try makeSocketPair()
     #expect(fixture.ask(.join, nil) == 0)
     #expect(fixture.ask(.openHandle, sent) == UInt32(EINVAL))
     close(sent)

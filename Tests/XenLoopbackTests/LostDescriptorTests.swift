@@ -7,6 +7,7 @@ import CXen
 import Glibc
 import Platform
 import SystemPackage
+import TestSupport
 import Testing
 import Xen
 
@@ -64,11 +65,8 @@ private final class Switch: Sendable {
 
   @Test func aSurveyThatIsGivenOneDescriptorOfTwoClosesIt() throws {
     let machine = try Machine()
-    var pair: [Int32] = [-1, -1]
-    // SOCK_STREAM, which Glibc gives Swift as another type.
-    try #require(socketpair(AF_UNIX, 1 | cxen_O_CLOEXEC, 0, &pair) == 0)
-    let ours = OwnedDescriptor(pair[0])
-    let theirs = pair[1]
+    let (raw, theirs) = try makeSocketPair()
+    let ours = OwnedDescriptor(raw)
     try withControlProxy(of: machine.host.directory) { operation, descriptors in
       guard operation == .lookUp else { return true }
       for descriptor in descriptors { close(descriptor) }

@@ -6,6 +6,7 @@ import CXen
 import Glibc
 import Platform
 import SystemPackage
+import TestSupport
 import Testing
 
 @testable import XenLoopback
@@ -14,11 +15,8 @@ import Testing
   @Test func aClientThatAlwaysLeavesSomethingUnreadCostsNoMoreThanThat() throws {
     let loop = try HostLoop()
     let server = XenStoreServer(loop: loop)
-    var pair: [Int32] = [-1, -1]
-    // SOCK_STREAM, which Glibc gives Swift as another type.
-    try #require(socketpair(AF_UNIX, 1 | cxen_O_CLOEXEC, 0, &pair) == 0)
-    let client = OwnedDescriptor(pair[0])
-    let served = pair[1]
+    let (raw, served) = try makeSocketPair()
+    let client = OwnedDescriptor(raw)
     try setNonBlocking(served)
     let connection = try XenStoreConnection(OwnedDescriptor(served), domain: 0, server: server, loop: loop)
     defer { connection.close() }

@@ -28,14 +28,20 @@ import Xen
     return events
   }
 
-  @Test func whoLosesTheRightToReadHearsOfIt() throws {
-    let machine = try Machine()
-    let (owner, reader) = (try raw(machine, 1), try raw(machine, 2))
-    let path = "/local/domain/1/data/shown"
+  private let path = "/local/domain/1/data/shown"
+
+  /// Makes a node of domain 1's that domain 2 may read and watches, its first event read.
+  private func show(_ path: String, of owner: RawXenStore, to reader: RawXenStore) {
     #expect(owner.call(.write, "\(path)\u{0}v")?.failure == nil)
     #expect(owner.call(.setPermissions, "\(path)\0n1\0r2\0")?.failure == nil)
     #expect(reader.call(.watch, "\(path)\0t\0")?.failure == nil)
     #expect(events(reader) == ["\(path) t"])
+  }
+
+  @Test func whoLosesTheRightToReadHearsOfIt() throws {
+    let machine = try Machine()
+    let (owner, reader) = (try raw(machine, 1), try raw(machine, 2))
+    show(path, of: owner, to: reader)
     #expect(owner.call(.setPermissions, "\(path)\0n1\0")?.failure == nil)
     #expect(events(reader) == ["\(path) t"])
     // And of nothing after that.
@@ -46,11 +52,7 @@ import Xen
   @Test func whoLosesTheRightToReadInATransactionHearsOfIt() throws {
     let machine = try Machine()
     let (owner, reader) = (try raw(machine, 1), try raw(machine, 2))
-    let path = "/local/domain/1/data/shown"
-    #expect(owner.call(.write, "\(path)\u{0}v")?.failure == nil)
-    #expect(owner.call(.setPermissions, "\(path)\0n1\0r2\0")?.failure == nil)
-    #expect(reader.call(.watch, "\(path)\0t\0")?.failure == nil)
-    #expect(events(reader) == ["\(path) t"])
+    show(path, of: owner, to: reader)
     let transaction = UInt32(owner.call(.transactionStart, "\0")?.text.dropLast() ?? "") ?? 0
     #expect(owner.call(.write, "\(path)\u{0}w", transaction: transaction)?.failure == nil)
     #expect(owner.call(.setPermissions, "\(path)\0n1\0", transaction: transaction)?.failure == nil)
