@@ -8,6 +8,7 @@ import Platform
 import XbdBack
 import XbdFront
 import Xen
+import XenLoopback
 
 /// `xbd-user measure`: a load straight on the library's queues, with no NBD client in between.
 struct MeasureCommand: ParsableCommand {
@@ -87,7 +88,7 @@ struct MeasureCommand: ParsableCommand {
         storage: try storage.open(loopback, readOnly: !load.isWrite),
         configuration: try storage.configuration(
           readOnly: !load.isWrite, queues: frontend.negotiation.queues),
-        kind: storage.profile?.kind ?? "vbd", pageLimit: 1024, logger: logger)
+        kind: storage.profile?.kind ?? "vbd", pageLimit: LoopbackDefaults.pageLimit, logger: logger)
       embedded = made
       system = made.frontend
     } else {
@@ -100,7 +101,8 @@ struct MeasureCommand: ParsableCommand {
         target.device ?? String(EmbeddedLoopback.device.number), on: system, options: frontend.options,
         logger: logger, cancellation: signals.endDescriptor)
     } catch {
-      throw error.code == .cancelled ? signals.earlyExit() : error
+      if error.code == .cancelled, let exit = signals.nextEnd() { throw exit }
+      throw error
     }
     defer { ServeSession.close(block, within: Self.patience) }
     try embedded?.runInline(block.queues)

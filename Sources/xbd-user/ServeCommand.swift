@@ -9,6 +9,7 @@ import Platform
 import XbdBack
 import XbdFront
 import Xen
+import XenLoopback
 
 /// `xbd-user serve`: connects to a device and serves it as NBD.
 struct ServeCommand: ParsableCommand {
@@ -33,12 +34,9 @@ struct ServeCommand: ParsableCommand {
   @Flag(help: "Refuse writes.")
   var readOnly = false
 
-  /// What Linux's gntalloc allows a domain unless it is told otherwise.
-  private static let defaultPageLimit = 1024
-
   @Option(
     help: ArgumentHelp(
-      "Pages that the loopback's frontend domain may share (default: \(defaultPageLimit)).",
+      "Pages that the loopback's frontend domain may share (default: \(LoopbackDefaults.pageLimit)).",
       valueName: "pages"))
   var gntallocLimit: Int?
 
@@ -98,7 +96,7 @@ struct ServeCommand: ParsableCommand {
       let made = try OutsideBackend(
         backend, directory: directory.path + "/xen", image: loopback, readOnly: readOnly,
         queues: frontend.negotiation.queues, storage: storage,
-        pageLimit: gntallocLimit ?? Self.defaultPageLimit,
+        pageLimit: gntallocLimit ?? LoopbackDefaults.pageLimit,
         timeout: Double(frontend.timeout), reconnects: reconnect.reconnect, signals: signals)
       outside = made
       system = made.frontend
@@ -108,7 +106,7 @@ struct ServeCommand: ParsableCommand {
         directory: directory.path + "/xen", image: loopback,
         storage: try storage.open(loopback, readOnly: readOnly),
         configuration: try storage.configuration(readOnly: readOnly, queues: frontend.negotiation.queues),
-        kind: storage.profile?.kind ?? "vbd", pageLimit: gntallocLimit ?? Self.defaultPageLimit,
+        kind: storage.profile?.kind ?? "vbd", pageLimit: gntallocLimit ?? LoopbackDefaults.pageLimit,
         logger: logger)
       embedded = made
       system = made.frontend
@@ -129,7 +127,7 @@ struct ServeCommand: ParsableCommand {
         device: device, sockets: sockets, service: service, readOnly: readOnly, embedded: embedded,
         outside: outside, reconnects: reconnect.reconnect)
     } catch {
-      ServeSession.close(device, within: .seconds(10))
+      ServeSession.close(device, within: ServeSession.patience)
       embedded?.stop()
       throw error
     }
@@ -171,7 +169,8 @@ struct ServeCommand: ParsableCommand {
       return try BlockDevice.connect(
         name, on: system, options: options, logger: logger, cancellation: signals.endDescriptor)
     } catch {
-      throw error.code == .cancelled ? signals.earlyExit() : error
+      if error.code == .cancelled, let exit = signals.nextEnd() { throw exit }
+      throw error
     }
   }
 

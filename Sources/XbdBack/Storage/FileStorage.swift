@@ -62,13 +62,11 @@ public final class FileStorage: Storage {
     }
     try Self.requireDisk(status, path)
     var alignment = 512
-    if cxen_is_block_device(status.st_mode) != 0 {
-      isBlockDevice = true
+    isBlockDevice = cxen_is_block_device(status.st_mode) != 0
+    if isBlockDevice {
       var bytes: Int32 = 0
       // SAFETY: the call fills the local variable.
       if unsafe cxen_block_device_sector_size(file.raw, &bytes) == 0, bytes > 512 { alignment = Int(bytes) }
-    } else {
-      isBlockDevice = false
     }
     requiredAlignment = alignment
     discardGranularity = max(alignment, isBlockDevice ? 512 : min(max(Int(status.st_blksize), 512), 1 << 20))

@@ -75,6 +75,7 @@ final class ControlServer {
       if let name = SymbolicLink.targetName("/proc/self/fd/\(eventfd.raw)"), name != "anon_inode:[eventfd]" {
         throw .invalidArgument
       }
+      // Its owner may take that back, so `kick` looks as well.
       try eventfd.setNonBlocking()
       let handle = try machine.openHandle(join, eventfd)
       reply.a = handle.number

@@ -92,9 +92,7 @@ final class OutsideBackend {
       nodes.kind = "qdisk"
       nodes.type = "qdisk"
       if image.contains(":") {
-        guard storage.size == nil else {
-          throw Failure("--size is for a path, which is a raw image then, not for \(image)")
-        }
+        try QEMUDisk.refuseSize(storage, of: image)
       } else {
         nodes.parameters = try QEMUDisk(image, storage, readOnly: readOnly, locking: false).parameters
       }
@@ -220,9 +218,7 @@ final class OutsideBackend {
       }
       left = left.map { $0 - 1 }
       _ = poll(&look, 1, 100)
-      while let signal = signals.next() {
-        if signal != SIGCHLD && signal != SIGUSR1 { throw ExitCode(128 + signal) }
-      }
+      if let exit = signals.nextEnd() { throw exit }
     }
   }
 }

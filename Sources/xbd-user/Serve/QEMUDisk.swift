@@ -37,9 +37,7 @@ final class QEMUDisk {
       throw Failure("QEMU's backend serves image files; \"\(image)\" is for the reference backend")
     }
     if let colon = image.firstIndex(of: ":"), !image[..<colon].contains("/") {
-      guard options.size == nil else {
-        throw Failure("--size is for a path, which is a raw image then, not for \(image)")
-      }
+      try Self.refuseSize(options, of: image)
       format = String(image[..<colon])
       path = Self.absolute(String(image[image.index(after: colon)...]))
       storage = nil
@@ -95,6 +93,11 @@ final class QEMUDisk {
       ]
     }
     return words
+  }
+
+  /// Only a path can be created: it is a raw image then.
+  static func refuseSize(_ options: StorageArguments, of image: String) throws {
+    guard options.size == nil else { throw Failure("--size creates a raw image at a path, not \(image)") }
   }
 
   private static func isQcow2(_ image: String) throws -> Bool {

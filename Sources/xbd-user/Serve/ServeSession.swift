@@ -120,7 +120,7 @@ final class ServeSession {
   }
 
   /// How long the end may take for a backend that does not answer, of which clients have up to half.
-  private static let patience = Duration.seconds(10)
+  static let patience = Duration.seconds(10)
 
   /// Ends everything in order.
   ///

@@ -57,14 +57,14 @@ struct Signals: ~Copyable {
   /// Readable while a signal waits that asks the program to end; not to be read.
   var endDescriptor: Int32 { end.raw }
 
-  /// Takes what asks the program to end.
+  /// Takes signals until one asks the program to end.
   ///
-  /// - Returns: what it ends with when that comes before it has begun.
-  func earlyExit() -> ExitCode {
+  /// - Returns: what a program ends with that was told so before it had begun; nil when none has come.
+  func nextEnd() -> ExitCode? {
     while let signal = next() {
       if Self.endings.contains(signal) { return ExitCode(128 + signal) }
     }
-    return ExitCode(128 + SIGTERM)
+    return nil
   }
 
   /// Takes a signal that has come.
