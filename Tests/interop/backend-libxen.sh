@@ -2,21 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # timeout: 300
-# backend: own; host, backend and frontend are processes of the script
 # `xbd-user backend` and `xbd-user serve` over libxen, as in a domain 0 and a guest: nodes of its own, nodes that a
 # toolstack has written, detach, a backend that is killed, a frontend's domain that goes.
 # backend: own; it is about the reference backend as a program
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/loopback.sh"
 requires nbdcopy xenstore-write xenstore-ls
 
-xen=$dir/xen
-start host "$XBD_USER" loopback "$xen"
-host=$pid
-eventually test -s "$dir/host.out"
+start_host
 random_file "$dir/in" $((8 << 20))
 
-dom0() { "$XBD_USER" loopback exec "$xen" -- "$@"; }
 backend() {
   start backend "$XBD_USER" loopback exec "$xen" -- "$XBD_USER" backend "$dir/disk.img" --size 8M "$@"
   backend=$pid
@@ -35,11 +31,11 @@ absent() { ! dom0 xenstore-read "$1" 2>/dev/null; }
 back=/local/domain/0/backend/xbd/1/51728
 front=/local/domain/1/device/vbd/51728
 backend --frontend-domain domain-1 --vdev xvdb
-expect "backend's state" "$(dom0 xenstore-read $back/state)" 2
-expect "frontend's state" "$(dom0 xenstore-read $front/state)" 1
-expect "backend node" "$(dom0 xenstore-read $front/backend)" $back
-contains "permissions" "$(dom0 xenstore-ls -p $front)" "(n1,r0)"
-contains "permissions" "$(dom0 xenstore-ls -p $back)" "(n0,r1)"
+expect "backend's state" "$(dom0 xenstore-read "$back/state")" 2
+expect "frontend's state" "$(dom0 xenstore-read "$front/state")" 1
+expect "backend node" "$(dom0 xenstore-read "$front/backend")" "$back"
+contains "permissions" "$(dom0 xenstore-ls -p "$front")" "(n1,r0)"
+contains "permissions" "$(dom0 xenstore-ls -p "$back")" "(n0,r1)"
 frontend xvdb
 nbdcopy --flush "$dir/in" "$uri"
 nbdcopy "$uri" - | cmp - "$dir/in"
@@ -69,48 +65,38 @@ kill -TERM "$backend"
 reap "$backend"
 expect "the backend's status" "$status" 0
 eventually is_gone "$server"
-absent $back/state || fail "the backend's nodes are still there"
-absent $front/state || fail "the frontend's nodes are still there"
+absent "$back/state" || fail "the backend's nodes are still there"
+absent "$front/state" || fail "the frontend's nodes are still there"
 cmp "$dir/in" "$dir/disk.img"
 
 # A toolstack's nodes, written while the backend waits for them; it ends when they are taken away.
 back=/local/domain/0/backend/vbd/1/51744
-front=/local/domain/1/device/vbd/51744
-attach() {
-  dom0 xenstore-write $back "" $front ""
-  dom0 xenstore-chmod $back n0 r1
-  dom0 xenstore-chmod $front n1 r0
-  dom0 xenstore-write $back/frontend $front $back/frontend-id 1 $back/online 1 $back/removable 0 $back/bootable 1 \
-    $back/dev xvdc $back/type phy $back/mode "$1" $back/device-type disk $back/discard-enable 1 \
-    $back/params "$dir/disk.img" $front/backend $back $front/backend-id 0 $front/virtual-device 51744 \
-    $front/device-type disk $front/trusted 1 $front/state 1 $back/state 1
-}
-refused "no device" "$XBD_USER" loopback exec "$xen" -- "$XBD_USER" backend memory:1M $back
-start backend "$XBD_USER" loopback exec "$xen" -- "$XBD_USER" backend "$dir/disk.img" $back --wait
+refused "no device" "$XBD_USER" loopback exec "$xen" -- "$XBD_USER" backend memory:1M "$back"
+start backend "$XBD_USER" loopback exec "$xen" -- "$XBD_USER" backend "$dir/disk.img" "$back" --wait
 backend=$pid
 eventually grep -q waiting "$dir/backend.err"
-attach w
+attach vbd 51744 "$dir/disk.img"
 eventually test -s "$dir/backend.out"
 frontend xvdc
 nbdcopy "$uri" - | cmp - "$dir/in"
 # What xl block-detach does.
-dom0 xenstore-write $back/online 0 $back/state 5
+dom0 xenstore-write "$back/online" 0 "$back/state" 5
 reap "$backend"
 expect "the backend's status" "$status" 0
 contains "what it says" "$(cat "$dir/backend.err")" "is gone"
-expect "backend's state" "$(dom0 xenstore-read $back/state)" 6
+expect "backend's state" "$(dom0 xenstore-read "$back/state")" 6
 eventually is_gone "$server"
-dom0 xenstore-rm $back
-dom0 xenstore-rm $front
+dom0 xenstore-rm "$back"
+dom0 xenstore-rm "$front"
 
 # Read-only by the toolstack's mode.
-attach r
-backend $back
+attach vbd 51744 "$dir/disk.img" r
+backend "$back"
 frontend xvdc
 expect "read-only" "$(nbdinfo --is readonly "$uri" && echo yes)" yes
 kill -TERM "$backend"
 reap "$backend"
-expect "backend's state" "$(dom0 xenstore-read $back/state)" 6
+expect "backend's state" "$(dom0 xenstore-read "$back/state")" 6
 eventually is_gone "$server"
 
 # The frontend's domain goes, as after xl destroy: the backend ends by itself and leaves nothing.
@@ -119,7 +105,7 @@ backend --frontend-domain 1 --vdev xvdb
 dom0 xenstore-rm /local/domain/1/device
 reap "$backend"
 expect "the backend's status" "$status" 0
-absent $back/state || fail "the backend's nodes are still there"
+absent "$back/state" || fail "the backend's nodes are still there"
 
 # What cannot be is said in one sentence.
 refused "no domain" "$XBD_USER" loopback exec "$xen" -- "$XBD_USER" backend memory:1M --frontend-domain 77

@@ -8,14 +8,11 @@
 # backend: own; host and backends live through all of it
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/loopback.sh"
 requires /usr/libexec/xen-qemu-system-i386 xenstore-write nbdcopy python3
 
 attaches=${XBD_ATTACHES:-100}
-xen=$dir/xen
-start host "$XBD_USER" loopback "$xen" --gntalloc-limit 4096
-host=$pid
-eventually test -s "$dir/host.out"
-export XENSTORED_PATH=$xen/dom0/xenstored.sock
+start_host --gntalloc-limit 4096
 random_file "$dir/in" $((2 << 20))
 
 descriptors() { find "/proc/$1/fd" -mindepth 1 | wc -l; }
@@ -24,10 +21,8 @@ maps() { wc -l <"/proc/$1/maps"; }
 granted() { grep -c 'memfd:xen-' "/proc/$1/maps" || true; }
 resident() { awk '/^VmRSS:/ { print $2 }' "/proc/$1/status"; }
 
-front() {
-  start front "$XBD_USER" serve "$1" --loopback "$xen" --socket "$dir/s"
-  server=$pid
-  await_uri front
+one_frontend() {
+  start_front "$1"
   nbdcopy --flush "$dir/in" "$uri"
   nbdcopy "$uri" - | cmp - "$dir/in"
   stop
@@ -73,45 +68,25 @@ compare() {
   [ "$(resident "$host")" -le $((host_before + 1024 + 5 * attaches)) ] || fail "$what: memory was left with the host"
 }
 
-start backend "$XBD_USER" backend "$dir/reference.img" --loopback "$xen" --size 2M
-reference=$pid
-eventually test -s "$dir/backend.out"
-compare "reference backend" "$reference" front xvda
-kill -TERM "$reference"
-reap "$reference"
+start_backend "$dir/reference.img" --size 2M
+compare "reference backend" "$back_process" one_frontend xvda
+end "$back_process" "reference backend"
 
-start qemu "$XBD_USER" loopback exec "$xen" -- /usr/libexec/xen-qemu-system-i386 -M xenpv -xen-attach -xen-domid 1 \
-  -nographic -nodefaults -no-user-config -monitor none -serial none -parallel none
-qemu=$pid
+start_qemu
 truncate -s 2M "$dir/qemu.img"
 turn=0
-state_is() { [ "$(xenstore-read "$1/state" 2>/dev/null)" = "$2" ]; }
-is_gone() { ! xenstore-read "$1/state" 2>/dev/null; }
-# As `xl block-attach`, a frontend and its end, and `xl block-detach` do it.
+# A disk comes, a frontend and its end, and the disk goes.
 attach_front_detach() {
   # QEMU lets go of a disk a moment after its nodes: the next one has another name.
   turn=$(((turn + 1) % 4))
-  local number=$((51728 + 16 * turn)) names=(xvdb xvdc xvdd xvde)
-  local back=/local/domain/0/backend/qdisk/1/$number front=/local/domain/1/device/vbd/$number
-  xenstore-write "$back/frontend" "$front" "$back/frontend-id" 1 "$back/online" 1 "$back/removable" 0 \
-    "$back/bootable" 1 "$back/dev" "${names[turn]}" "$back/type" qdisk "$back/mode" w "$back/device-type" disk \
-    "$back/discard-enable" 1 "$back/params" "raw:$dir/qemu.img" "$back/state" 1 "$front/backend" "$back" "$front/backend-id" 0 \
-    "$front/virtual-device" $number "$front/device-type" disk "$front/state" 1
-  xenstore-chmod -r "$front" n1 r0
-  xenstore-chmod -r "$back" n0 r1
-  eventually state_is "$back" 2
-  front "${names[turn]}"
-  xenstore-write "$back/online" 0 "$back/state" 5
-  # QEMU removes them, and would remove what was written there meanwhile.
-  eventually is_gone "$back"
-  xenstore-rm "$front"
+  attach qdisk $((51728 + 16 * turn)) "raw:$dir/qemu.img"
+  eventually backend_is 2
+  one_frontend $((51728 + 16 * turn))
+  detach
 }
 compare QEMU "$qemu" attach_front_detach
-kill -TERM "$qemu"
-reap "$qemu"
-kill -TERM "$host"
-reap "$host"
-expect "host's status" "$status" 0
+end "$qemu" QEMU
+end "$host" host
 
 # Host, backend and frontend in one process, which connects anew a hundred times because its domain migrates.
 serve "$dir/reference.img"

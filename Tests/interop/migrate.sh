@@ -7,6 +7,7 @@
 # backend: own; it goes through the backends itself
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/loopback.sh"
 requires python3-libnbd
 
 load() {
@@ -22,16 +23,11 @@ unload() {
 }
 again() { [ "$(grep -c 'connected again, to' "$dir/$1.err")" -ge "$2" ]; }
 
-xen=$dir/xen
-start host "$XBD_USER" loopback "$xen"
-eventually test -s "$dir/host.out"
-start back "$XBD_USER" backend "$dir/disk.img" --size 16M --loopback "$xen" --max-queues 2
-eventually test -s "$dir/back.out"
+start_host
+start_backend "$dir/disk.img" --size 16M --max-queues 2
 for options in "" "--reconnect" "--queues 2 --copy bounce"; do
   # shellcheck disable=SC2086
-  start front "$XBD_USER" serve xvda --loopback "$xen" --socket "$dir/s" $options
-  server=$pid
-  await_uri front
+  start_front xvda $options
   load
   for round in 1 2 3 4; do
     sleep 0.5

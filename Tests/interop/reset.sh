@@ -5,24 +5,17 @@
 # backend: own; host and backend are processes of the script
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/loopback.sh"
 requires nbdcopy
 
-xen=$dir/xen
-start host "$XBD_USER" loopback "$xen"
-eventually test -s "$dir/host.out"
+start_host
 random_file "$dir/disk.img" $((4 << 20))
-start back "$XBD_USER" backend "$dir/disk.img" --loopback "$xen"
-eventually test -s "$dir/back.out"
+start_backend "$dir/disk.img"
 states() { "$XBD_USER" list --loopback "$xen" | awk '/xvda/ { print $3, $5 }'; }
 state_is() { [ "$(states)" = "$1" ]; }
-front() {
-  start front "$XBD_USER" serve xvda --loopback "$xen" --socket "$dir/s"
-  server=$pid
-  await_uri front
-}
 
 eventually state_is "1 2"
-front
+start_front xvda
 expect "states" "$(states)" "4 4"
 refused "driven by another process" "$XBD_USER" reset xvda --loopback "$xen"
 kill_hard "$server"
@@ -32,9 +25,9 @@ eventually state_is "1 2"
 contains "no ring" "$("$XBD_USER" probe xvda --loopback "$xen" | grep -c ring-ref || true)" 0
 
 # serve does it by itself.
-front
+start_front xvda
 kill_hard "$server"
-front
+start_front xvda
 nbdcopy "$uri" - | cmp - "$dir/disk.img"
 stop
 refused "no block device" "$XBD_USER" reset xvdz --loopback "$xen"

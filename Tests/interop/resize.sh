@@ -7,28 +7,15 @@
 # backend: own; it is QEMU's monitor that resizes
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/loopback.sh"
 requires /usr/libexec/xen-qemu-system-i386 xenstore-write xenstore-read nbdinfo python3-libnbd
 
-xen=$dir/xen
-start host "$XBD_USER" loopback "$xen"
-eventually test -s "$dir/host.out"
-dom0() { XENSTORED_PATH=$xen/dom0/xenstored.sock "$@"; }
-back=/local/domain/0/backend/qdisk/1/51712
-front=/local/domain/1/device/vbd/51712
+start_host
 truncate -s 16M "$dir/disk.img"
-start qemu "$XBD_USER" loopback exec "$xen" -- /usr/libexec/xen-qemu-system-i386 -M xenpv -xen-attach -xen-domid 1 \
-  -nographic -nodefaults -no-user-config -monitor none -serial none -parallel none -qmp "unix:$dir/qmp,server,nowait"
-dom0 xenstore-write $back/frontend $front $back/frontend-id 1 $back/online 1 $back/removable 0 $back/bootable 1 \
-  $back/dev xvda $back/type qdisk $back/mode w $back/device-type disk $back/discard-enable 1 \
-  $back/params "raw:$dir/disk.img" $back/state 1 $front/backend $back $front/backend-id 0 \
-  $front/virtual-device 51712 $front/device-type disk $front/state 1
-dom0 xenstore-chmod -r $front n1 r0
-dom0 xenstore-chmod -r $back n0 r1
-state_is() { [ "$(dom0 xenstore-read $back/state)" = "$1" ]; }
-eventually state_is 2
-start front "$XBD_USER" serve 51712 --loopback "$xen" --socket "$dir/s"
-server=$pid
-await_uri front
+start_qemu -qmp "unix:$dir/qmp,server,nowait"
+attach qdisk 51712 "raw:$dir/disk.img"
+eventually backend_is 2
+start_front 51712
 expect "the size before" "$(nbdinfo --size "$uri")" $((16 << 20))
 
 libnbd "$dir/qmp" "$dir/disk.img" <<'PY'

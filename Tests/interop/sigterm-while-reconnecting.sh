@@ -7,23 +7,15 @@
 # backend: own; it is about a backend that is not there
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/loopback.sh"
 requires python3-libnbd
 
-xen=$dir/xen
-start host "$XBD_USER" loopback "$xen"
-eventually test -s "$dir/host.out"
-back() {
-  start back "$XBD_USER" backend "$dir/disk.img" --size 16M --loopback "$xen"
-  back=$pid
-  eventually test -s "$dir/back.out"
-}
-back
+start_host
+start_backend "$dir/disk.img" --size 16M
 # With something in flight, and with nothing; before the backend is missed, and after.
 for in_flight in 8 0; do
-  start front "$XBD_USER" serve xvda --loopback "$xen" --socket "$dir/s" --reconnect --request-timeout 2
-  server=$pid
-  await_uri front
-  libnbd "$back" "$server" "$dir/front.err" $in_flight <<'PY'
+  start_front xvda --reconnect --request-timeout 2
+  libnbd "$back_process" "$server" "$dir/front.err" $in_flight <<'PY'
 import os, signal, sys, time
 
 import nbd
@@ -65,8 +57,7 @@ PY
   expect "status with $in_flight in flight" "$status" 0
   [ ! -e "$dir/s" ] || fail "the socket was left behind"
   # The next round has a backend of its own again.
-  kill -CONT "$back"
-  kill -TERM "$back"
-  reap "$back"
-  back
+  kill -CONT "$back_process"
+  end "$back_process" backend
+  start_backend "$dir/disk.img" --size 16M
 done

@@ -7,6 +7,7 @@
 # backend: own; the reference backend has no process to stop
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/loopback.sh"
 requires python3-libnbd /usr/libexec/xen-qemu-system-i386 xenstore-write
 
 backend=qemu
@@ -70,36 +71,19 @@ contains "what it said" "$said" "backend 4 (Connected)"
 ! alive "$qemu" || fail "the stopped QEMU was left behind"
 
 # Stopped before the frontend comes.
-xen=$dir/xen
-start host "$XBD_USER" loopback "$xen"
-host=$pid
-eventually test -s "$dir/host.out"
-back=/local/domain/0/backend/qdisk/1/51712
-front=/local/domain/1/device/vbd/51712
-dom0() { XENSTORED_PATH=$xen/dom0/xenstored.sock "$@"; }
-dom0 xenstore-write $back/frontend $front $back/frontend-id 1 $back/online 1 $back/dev xvda $back/type qdisk \
-  $back/mode w $back/device-type disk $back/params "raw:$dir/disk.img" $back/state 1 \
-  $front/backend $back $front/backend-id 0 $front/virtual-device 51712 $front/device-type disk $front/state 1
-dom0 xenstore-chmod -r $front n1 r0
-dom0 xenstore-chmod -r $back n0 r1
-start qemu "$XBD_USER" loopback exec "$xen" -- /usr/libexec/xen-qemu-system-i386 -M xenpv -xen-attach -xen-domid 1 \
-  -nographic -nodefaults -no-user-config -monitor none -serial none -parallel none
-qemu=$pid
-waits() { [ "$(dom0 xenstore-read $back/state)" = 2 ]; }
-eventually waits
+start_host
+attach qdisk 51712 "raw:$dir/disk.img"
+start_qemu
+eventually backend_is 2
 kill -STOP "$qemu"
 refused "frontend 3 (Initialised), backend 2 (InitWait)" "$XBD_USER" serve 51712 --loopback "$xen" --socket "$dir/s" --timeout 2
 kill -CONT "$qemu"
 # It goes on, and so does the next frontend.
-start front "$XBD_USER" serve 51712 --loopback "$xen" --socket "$dir/s"
-server=$pid
-await_uri front
+start_front 51712
 libnbd <<'PY'
 from nbdtools import connect
 assert connect().pread(4096, 4096) == b"\x5a" * 4096
 PY
 stop
-kill -TERM "$qemu"
-reap "$qemu"
-kill -TERM "$host"
-reap "$host"
+end "$qemu" QEMU
+end "$host" host

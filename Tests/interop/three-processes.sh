@@ -6,32 +6,13 @@
 # backend: own; host, backend and frontend are processes of the script
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/loopback.sh"
 requires nbdcopy nbdinfo
 
 random_file "$dir/in" $((16 << 20))
-xen=$dir/xen
-
-host() {
-  start host "$XBD_USER" loopback "$xen" --gntalloc-limit 4096
-  host=$pid
-  eventually test -S "$xen/dom0/xenstored.sock"
-  eventually test -s "$dir/host.out"
-}
-backend() {
-  start backend "$XBD_USER" backend "$dir/disk.img" --loopback "$xen" --size 16M
-  backend=$pid
-  eventually test -s "$dir/backend.out"
-}
-frontend() {
-  start front "$XBD_USER" serve xvda --loopback "$xen" --socket "$dir/s" "${serve_args[@]}"
-  server=$pid
-  await_uri front
-}
-end() {
-  kill -TERM "$1"
-  reap "$1"
-  expect "$2's status" "$status" 0
-}
+host() { start_host --gntalloc-limit 4096; }
+backend() { start_backend "$dir/disk.img" --size 16M; }
+frontend() { start_front xvda "${serve_args[@]}"; }
 
 host
 backend
@@ -55,7 +36,7 @@ frontend
 nbdcopy "$uri" - | cmp - "$dir/in"
 
 # The backend dies: the frontend does not hang for ever; clients get errors or are served again by the next one.
-kill_hard "$backend"
+kill_hard "$back_process"
 timeout 60 nbdinfo --size "$uri" >/dev/null 2>&1 || true
 kill -TERM "$server" 2>/dev/null || true
 reap "$server"
@@ -68,8 +49,8 @@ nbdcopy "$uri" - | cmp - "$dir/in"
 kill_hard "$host"
 kill -TERM "$server" 2>/dev/null || true
 reap "$server"
-kill -TERM "$backend" 2>/dev/null || true
-reap "$backend"
+kill -TERM "$back_process" 2>/dev/null || true
+reap "$back_process"
 cmp "$dir/in" "$dir/disk.img"
 host
 backend
@@ -78,6 +59,6 @@ nbdcopy "$uri" - | cmp - "$dir/in"
 
 # And an orderly end, in the order that a toolstack would choose.
 end "$server" frontend
-end "$backend" backend
+end "$back_process" backend
 end "$host" host
 cmp "$dir/in" "$dir/disk.img"

@@ -7,12 +7,10 @@
 # backend: own; it is about xenstore
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/loopback.sh"
 requires python3 xenstore-watch
 
-xen=$dir/xen
-start host "$XBD_USER" loopback "$xen"
-host=$pid
-eventually test -s "$dir/host.out"
+start_host
 export XENSTORED_PATH=$xen/dom0/xenstored.sock
 timeout 100 /usr/bin/python3 - "$xen" <<'PY'
 import ctypes
@@ -198,5 +196,4 @@ reap "$watcher"
 expect "the watcher's status" "$status" 0
 if xenstore-exists /shared/node; then fail "a removed node exists"; fi
 expect "the list" "$(xenstore-list /shared)" ""
-kill -TERM "$host"
-reap "$host"
+end "$host" host
