@@ -129,15 +129,29 @@ final class ServeSession {
   func stop() -> String? {
     let began = ContinuousClock.now
     // Nobody would answer what is in flight; closing ends it.
-    if device.state == .reconnecting { device.close() }
+    let isAlone = device.state == .reconnecting
+    if isAlone { device.close() }
     let outcomes = server.stop()
     Self.close(device, within: max(.seconds(1), Self.patience - (ContinuousClock.now - began)))
     embedded?.stop()
+    let lost = "what was written since the last flush that was answered may be lost"
+    if isAlone {
+      guard outcomes.contains(where: \.flushWasDue), hasChanged else { return nil }
+      return "\(device.location.device) had no backend to be flushed by at the end: \(lost)"
+    }
     // A device that is gone, or has no cache to flush, has its own sentence or needs none.
     let failures: [TargetStatus] = [.ioError, .noSpace]
     guard let refused = outcomes.compactMap(\.finalFlush).first(where: failures.contains) else { return nil }
-    return "\(device.location.device) could not be flushed at the end (\(refused)): "
-      + "what was written since the last flush that was answered may be lost; the backend's log says why"
+    return "\(device.location.device) could not be flushed at the end (\(refused)): \(lost); "
+      + "the backend's log says why"
+  }
+
+  /// Something was asked of the device that changes it.
+  private var hasChanged: Bool {
+    device.queues.contains {
+      let counters = $0.snapshot()
+      return counters.writes + counters.writeZeroes + counters.discards > 0
+    }
   }
 
   /// Closes a device whose queues nobody uses any more: closing needs somebody to run them.
