@@ -24,9 +24,6 @@ int cxen_fallocate(int fd, int mode, off_t offset, off_t length) { return falloc
 ssize_t cxen_preadv2(int fd, const struct iovec *vectors, int count, off_t offset, int flags) {
     return preadv2(fd, vectors, count, offset, flags);
 }
-ssize_t cxen_pwritev2(int fd, const struct iovec *vectors, int count, off_t offset, int flags) {
-    return pwritev2(fd, vectors, count, offset, flags);
-}
 int cxen_set_timer_slack(unsigned long nanoseconds) { return prctl(PR_SET_TIMERSLACK, nanoseconds); }
 int cxen_set_batch(int on) {
     struct sched_param none = {0};
@@ -38,14 +35,6 @@ int cxen_set_thread_name(const char *name) {
     char shortened[16];
     snprintf(shortened, sizeof(shortened), "%s", name);
     return pthread_setname_np(pthread_self(), shortened);
-}
-int cxen_peer_credentials(int fd, pid_t *pid, uid_t *uid) {
-    struct ucred peer;
-    socklen_t length = sizeof(peer);
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) return -1;
-    *pid = peer.pid;
-    *uid = peer.uid;
-    return 0;
 }
 
 int cxen_get_status_flags(int fd) { return fcntl(fd, F_GETFL); }
@@ -62,10 +51,6 @@ int cxen_block_device_sector_size(int fd, int *bytes) { return ioctl(fd, BLKSSZG
 int cxen_block_device_discard(int fd, uint64_t offset, uint64_t length, int secure) {
     uint64_t range[2] = {offset, length};
     return ioctl(fd, secure ? BLKSECDISCARD : BLKDISCARD, range);
-}
-int cxen_block_device_zero(int fd, uint64_t offset, uint64_t length) {
-    uint64_t range[2] = {offset, length};
-    return ioctl(fd, BLKZEROOUT, range);
 }
 int cxen_is_block_device(mode_t mode) { return S_ISBLK(mode); }
 int cxen_is_regular_file(mode_t mode) { return S_ISREG(mode); }
@@ -129,16 +114,12 @@ ssize_t cxen_receive_with_fds(int socket, void *data, size_t length, int *fds, s
     return received;
 }
 
-const int cxen_O_DIRECT = O_DIRECT;
 const int cxen_O_CLOEXEC = O_CLOEXEC;
 const int cxen_O_NONBLOCK = O_NONBLOCK;
-const int cxen_O_TMPFILE = O_TMPFILE;
 const int cxen_MFD_CLOEXEC = MFD_CLOEXEC;
 const int cxen_MFD_ALLOW_SEALING = MFD_ALLOW_SEALING;
 const int cxen_FALLOC_FL_KEEP_SIZE = FALLOC_FL_KEEP_SIZE;
 const int cxen_FALLOC_FL_PUNCH_HOLE = FALLOC_FL_PUNCH_HOLE;
-const int cxen_FALLOC_FL_ZERO_RANGE = FALLOC_FL_ZERO_RANGE;
 const int cxen_RWF_NOWAIT = RWF_NOWAIT;
 const int cxen_MAP_POPULATE = MAP_POPULATE;
-const int cxen_SEEK_DATA = SEEK_DATA;
 const int cxen_SEEK_HOLE = SEEK_HOLE;

@@ -18,7 +18,6 @@ int cxen_accept4(int fd, int flags);
 int cxen_pipe2(int fds[2], int flags);
 int cxen_fallocate(int fd, int mode, off_t offset, off_t length);
 ssize_t cxen_preadv2(int fd, const struct iovec *vectors, int count, off_t offset, int flags);
-ssize_t cxen_pwritev2(int fd, const struct iovec *vectors, int count, off_t offset, int flags);
 // How late a timer of the calling thread may be, in nanoseconds; 50,000 unless set.
 int cxen_set_timer_slack(unsigned long nanoseconds);
 // SCHED_BATCH, or SCHED_OTHER, for the calling thread.
@@ -27,7 +26,6 @@ int cxen_gettid(void);
 // PR_SET_PDEATHSIG: the signal that this process gets when the thread that started it is gone; survives exec.
 int cxen_end_with_parent(int signal);
 int cxen_set_thread_name(const char *name);
-int cxen_peer_credentials(int fd, pid_t *pid, uid_t *uid);
 
 // fcntl with an argument, which is variadic in C.
 int cxen_get_status_flags(int fd);
@@ -35,11 +33,10 @@ int cxen_set_status_flags(int fd, int flags);
 int cxen_set_cloexec(int fd, int on);
 // F_OFD_SETLK on the whole file: 0, or -1 with EAGAIN when another open file description holds a lock.
 int cxen_lock_whole_file(int fd, int exclusive);
-// BLKGETSIZE64 and BLKSSZGET of a block device; BLKDISCARD and BLKZEROOUT of a byte range.
+// BLKGETSIZE64 and BLKSSZGET of a block device; BLKDISCARD and BLKSECDISCARD of a byte range.
 int cxen_block_device_size(int fd, uint64_t *bytes);
 int cxen_block_device_sector_size(int fd, int *bytes);
 int cxen_block_device_discard(int fd, uint64_t offset, uint64_t length, int secure);
-int cxen_block_device_zero(int fd, uint64_t offset, uint64_t length);
 int cxen_is_block_device(mode_t mode);
 int cxen_is_regular_file(mode_t mode);
 
@@ -57,18 +54,14 @@ static inline void cxen_spin_hint(void) {
 #endif
 }
 
-extern const int cxen_O_DIRECT;
 extern const int cxen_O_CLOEXEC;
 extern const int cxen_O_NONBLOCK;
-extern const int cxen_O_TMPFILE;
 extern const int cxen_MFD_CLOEXEC;
 extern const int cxen_MFD_ALLOW_SEALING;
 extern const int cxen_FALLOC_FL_KEEP_SIZE;
 extern const int cxen_FALLOC_FL_PUNCH_HOLE;
-extern const int cxen_FALLOC_FL_ZERO_RANGE;
 extern const int cxen_RWF_NOWAIT;
 extern const int cxen_MAP_POPULATE;
-extern const int cxen_SEEK_DATA;
 extern const int cxen_SEEK_HOLE;
 
 #endif
