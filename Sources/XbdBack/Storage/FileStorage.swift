@@ -162,8 +162,15 @@ public final class FileStorage: Storage {
     var left = Int(request.byteCount)
     while left > 0, vectorsLeft > 0 {
       let batch = Int32(min(vectorsLeft, Self.vectorsPerCall))
+      // SAFETY: as above. One piece, as most requests are, spares the system the list.
       let count =
-        unsafe writing ? pwritev(file.raw, vector, batch, offset) : preadv(file.raw, vector, batch, offset)
+        if batch == 1 {
+          unsafe writing
+            ? pwrite(file.raw, vector.pointee.iov_base, vector.pointee.iov_len, offset)
+            : pread(file.raw, vector.pointee.iov_base, vector.pointee.iov_len, offset)
+        } else {
+          unsafe writing ? pwritev(file.raw, vector, batch, offset) : preadv(file.raw, vector, batch, offset)
+        }
       if count < 0 {
         if errno == EINTR { continue }
         return .failed(errno)
