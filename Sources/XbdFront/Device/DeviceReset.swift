@@ -131,9 +131,15 @@ private final class ResetSteps {
   }
 
   private func state(_ path: String) throws(XenError) -> XenbusState {
-    guard let bytes = try store.readBytes(path), let number = try? Decimal.parse(bytes, in: 0...8) else {
-      return .unknown
+    let bytes: [UInt8]?
+    do throws(XenError) {
+      bytes = try store.readBytes(path)
+    } catch {
+      // As in `DeviceDriver.state`: a backend's directory that is gone may not be read.
+      guard error.code == .denied else { throw error }
+      bytes = nil
     }
+    guard let bytes, let number = try? Decimal.parse(bytes, in: 0...8) else { return .unknown }
     return XenbusState(rawValue: UInt8(number)) ?? .unknown
   }
 }

@@ -120,13 +120,15 @@ struct GrantPool: ~Copyable {
 
   /// Takes pages; what they hold is left over from earlier requests to the same backend.
   ///
-  /// - Parameter count: 1 or more.
+  /// - Parameters:
+  ///   - count: 1 or more.
+  ///   - spare: how many more there have to be.
   /// - Returns: a list, or nil when there are not that many.
-  mutating func take(_ count: Int) -> PageList? {
-    if mode == .perRequest { return takeTransient(count) }
+  mutating func take(_ count: Int, leaving spare: Int = 0) -> PageList? {
+    if mode == .perRequest { return takeTransient(count, leaving: spare) }
     let reused = min(count, Int(free.count))
-    while free.count < count {
-      guard grow(atLeast: count - Int(free.count)) else { return nil }
+    while free.count < count + spare {
+      guard grow(atLeast: count + spare - Int(free.count)) else { return nil }
     }
     grantsReused &+= UInt64(reused)
     let list = free.cut(count, &pages)
@@ -200,8 +202,8 @@ struct GrantPool: ~Copyable {
     return list
   }
 
-  private mutating func takeTransient(_ count: Int) -> PageList? {
-    guard available >= count else { return nil }
+  private mutating func takeTransient(_ count: Int, leaving spare: Int) -> PageList? {
+    guard available >= count + spare else { return nil }
     do throws(XenError) {
       let chunk = try sharing.share(pages: count, with: backend, writable: true)
       let list = adopt(chunk)

@@ -44,6 +44,7 @@ extension FrontendStateMachine {
       if !isRecovering { return lose(error) }
       return [.note(error)] + suspend()
     }
+    isRecovering = false
     phase = .closing
     return [.fail(error), .setState(.closing), .startTimer] + backendMoved()
   }

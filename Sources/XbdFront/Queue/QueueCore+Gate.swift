@@ -45,6 +45,7 @@ extension QueueCore {
       let slot = parked.first
       guard enterGate(slot) else { return }
       parked.removeFirst(&operations)
+      if parked.isEmpty { gate.setWaiting(false, queue: index) }
       enqueue(slot)
     }
   }

@@ -14,7 +14,11 @@ extension QueueCore {
     guard !isDead, !isHolding else { return }
     while !pending.isEmpty {
       let slot = pending.first
-      guard issue(slot) else { return }
+      guard issue(slot) else {
+        // Nothing in flight brings pages back: something that waits has to do without its own.
+        if inFlight.count == 0, freeWaitingPages() { continue }
+        return
+      }
       pending.removeFirst(&operations)
       if operations[slot].yields {
         operations[slot].yields = false
@@ -24,6 +28,23 @@ extension QueueCore {
       operations[slot].state = .active
       if operations[slot].outstanding == 0 { advance(slot) }
     }
+  }
+
+  /// Moves the payload of one operation that is not in flight to private memory.
+  ///
+  /// - Returns: whether that has freed pages.
+  private mutating func freeWaitingPages() -> Bool {
+    for slot in 0..<Int32(Self.operationCapacity) {
+      let pages = operations[slot].pages
+      guard !pages.isEmpty, operations[slot].state == .queued || operations[slot].state == .parked else {
+        continue
+      }
+      saveFromPages(slot)
+      operationPages -= Int(pages.count)
+      pool.put(pages)
+      return true
+    }
+    return false
   }
 
   /// Puts the present step of an operation into the ring.
@@ -104,7 +125,8 @@ extension QueueCore {
   ///
   /// - Parameter wanted: segments; fewer are given when the pool is small and nothing in flight will return any.
   private mutating func takePages(_ wanted: Int) -> (PageList, PageList)? {
-    var segments = wanted
+    // As negotiated, of a pool that may have become smaller: several requests at a time find room in it.
+    var segments = min(wanted, max(BlkIf.maxDirectSegments, pool.bound / 3))
     if callersWantPages {
       let share = max(pool.bound / 4, 1)
       guard copyPages == 0 || copyPages < share else {

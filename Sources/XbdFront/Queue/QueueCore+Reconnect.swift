@@ -81,6 +81,7 @@ extension QueueCore {
     isHolding = false
     relays.target = nil
     counters.reconnections &+= 1
+    dropUnwantedGuests()
     recheckAll()
     hasWork = true
   }
@@ -106,7 +107,7 @@ extension QueueCore {
   }
 
   /// Moves an operation's payload from granted pages to private memory.
-  private mutating func saveFromPages(_ slot: Int32) {
+  mutating func saveFromPages(_ slot: Int32) {
     let pages = operations[slot].pages
     guard pages.count > 0 else { return }
     let size = Int(operations[slot].alignedCount)
@@ -118,8 +119,10 @@ extension QueueCore {
       return
     }
     operations[slot].buffer = buffer
-    // A read that was not answered has nothing to be saved.
-    if operations[slot].command == .read, operations[slot].state != .done { return }
+    // A read of which nothing was answered has nothing to be saved.
+    if operations[slot].command == .read, operations[slot].state != .done, operations[slot].issued == 0 {
+      return
+    }
     var page = pages.first
     for offset in stride(from: 0, to: size, by: Page.size) {
       pool.memory(page).take(min(Page.size, size - offset), to: buffer, at: offset)

@@ -6,12 +6,18 @@
 
 internal import Blkif
 internal import Platform
+internal import Synchronization
 
 /// Through whom a queue without a ring works.
 struct Relay: Sendable {
   let host: QueueControl
   /// What was negotiated.
   let parameters: QueueParameters
+}
+
+/// Whether an operation that is with another queue is still wanted: its own queue may have given it up.
+final class RelayFate: Sendable {
+  let isGivenUp = Atomic<Bool>(false)
 }
 
 /// An operation on its way to another queue.
@@ -21,6 +27,7 @@ struct RelayedOperation: @unchecked Sendable {
   let slot: Int32
   let generation: UInt32
   let record: OperationRecord
+  let fate: RelayFate
   var buffer: PrivateBuffer?
 }
 
@@ -37,6 +44,8 @@ struct RelayAnswer: @unchecked Sendable {
 struct RelayState {
   /// Where our own go, while we have no ring.
   var target: Relay?
+  /// What becomes of those, by their place.
+  var away: [Int32: RelayFate] = [:]
   /// Others' that wait for a place in the table.
   var waiting: [RelayedOperation] = []
   /// Others' that are in the table, by their place.
@@ -70,9 +79,11 @@ extension QueueCore {
       }
       operations[slot].state = .active
       operations[slot].isAway = true
+      let fate = RelayFate()
+      relays.away[slot] = fate
       let message = RelayedOperation(
         origin: control, slot: slot, generation: operations[slot].generation, record: operations[slot],
-        buffer: operations[slot].buffer)
+        fate: fate, buffer: operations[slot].buffer)
       operations[slot].buffer = nil
       target.host.tell { $0.relayed.append(message) }
     }
@@ -87,12 +98,27 @@ extension QueueCore {
       return
     }
     operations[slot].isAway = false
+    relays.away[slot] = nil
     operations[slot].buffer = answer.buffer
     operations[slot].status = answer.status
     finish(slot)
   }
 
+  /// An operation of ours that is away has been ended: it is not to be done any more.
+  mutating func giveUpAway(_ slot: Int32) {
+    operations[slot].isAway = false
+    // The next ring comes only after every queue has let go of the last.
+    relays.away.removeValue(forKey: slot)?.isGivenUp.store(true, ordering: .releasing)
+  }
+
   // MARK: The queue with one
+
+  /// Has guests that were given up end without being asked of anybody.
+  mutating func dropUnwantedGuests() {
+    for (slot, guest) in relays.guests where guest.fate.isGivenUp.load(ordering: .acquiring) {
+      operations[slot].status = .ioError
+    }
+  }
 
   /// Takes others' operations into the table, as far as there is room.
   mutating func admitGuests() {
@@ -109,6 +135,7 @@ extension QueueCore {
       // Its own queue holds the gate for it.
       operations[slot].holdsGate = false
       if operations[slot].status == .okay, let refusal { operations[slot].status = refusal }
+      if guest.fate.isGivenUp.load(ordering: .acquiring) { operations[slot].status = .ioError }
       relays.guests[slot] = guest
       unfinished += 1
       rewind(slot)

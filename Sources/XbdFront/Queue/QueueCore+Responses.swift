@@ -127,13 +127,14 @@ extension QueueCore {
     isDead = true
     if refusal == nil { refusal = status }
     pending = OperationList()
+    if !parked.isEmpty { gate.setWaiting(false, queue: index) }
     parked = OperationList()
     for slot in 0..<Int32(Self.operationCapacity) {
       switch operations[slot].state {
       case .queued, .active, .parked:
         operations[slot].status = status
         operations[slot].outstanding = 0
-        operations[slot].isAway = false
+        if operations[slot].isAway { giveUpAway(slot) }
         finish(slot)
       case .free, .begun, .done:
         break

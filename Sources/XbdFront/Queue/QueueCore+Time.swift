@@ -18,9 +18,11 @@ extension QueueCore {
     }
     var duty = time.tell(now, inFlight: inFlight.count, answered: counters.responses)
     if duty.mustCheckAges {
+      // What has been answered is not old, whenever somebody looks.
+      _ = reap()
       checkAges()
-      // What has failed is reported by `poll`.
-      if isDead { duty = StallWatch.Duty(next: now) }
+      // What has ended is reported by `poll`.
+      if hasWork || isDead { duty = StallWatch.Duty(next: now) }
     }
     return duty
   }

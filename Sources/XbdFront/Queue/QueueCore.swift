@@ -178,7 +178,8 @@ struct QueueCore: ~Copyable {
       pages * 3 <= pool.bound * 2, !isDead
     {
       let share = pool.bound * 3 / 4
-      if operationPages + pages <= share, let list = pool.take(pages) {
+      // What is copied needs a page that is there, not one that the domain's limit refuses.
+      if operationPages + pages <= share, let list = pool.take(pages, leaving: copyPages > 0 ? 0 : 1) {
         operation.pages = list
         operation.cursor = list.first
         operationPages += pages
@@ -214,6 +215,7 @@ struct QueueCore: ~Copyable {
       // Behind those that wait already, or they might wait for ever.
       counters.waitsForSectors &+= 1
       operations[slot].state = .parked
+      if parked.isEmpty { gate.setWaiting(true, queue: index) }
       parked.append(slot, &operations)
     }
   }

@@ -5,6 +5,9 @@
 // is given up, if a timeout was asked for), and events with nothing behind them (they are let through at
 // intervals). The owner of the queue passes in the time that it has looked at anyway; a request costs one store.
 //
+// Time in which the owner itself did not run, because its domain was paused or its process stopped, is no time of the
+// backend's: it is left out.
+//
 //   owner: keepTime(now) ──► when to call again at the latest ──► the longest sleep
 
 /// The clock of one queue: a value that is told the time and never asks for it.
@@ -18,6 +21,8 @@ struct StallWatch {
   /// How long the port then stays masked, in nanoseconds; doubles while it goes on.
   static let firstHold: UInt64 = 1_000_000
   static let longestHold: UInt64 = 16_000_000
+  /// How much later than it was asked to the owner may call before it counts as stopped.
+  static let longestDelay: UInt64 = 1_000_000_000
 
   /// What is to be done about the time that has passed.
   struct Duty: Equatable {
@@ -31,8 +36,12 @@ struct StallWatch {
 
   /// The longest a request may stay unanswered, in nanoseconds; 0 for as long as it likes.
   let timeout: UInt64
-  /// The time as it was last told, in nanoseconds of the monotonic clock; 0 while nobody tells it.
+  /// The time as it was last told, in nanoseconds of the monotonic clock less `stopped`; 0 while nobody tells it.
   private(set) var now: UInt64 = 0
+  /// How long the owner did not run although it had to, altogether.
+  private var stopped: UInt64 = 0
+  /// When it was to call again.
+  private var promised = UInt64.max
   /// Responses when something was last seen to move.
   private var responses: UInt64 = 0
   private var kickAt: UInt64 = 0
@@ -52,7 +61,16 @@ struct StallWatch {
   ///   - inFlight: requests that the backend has.
   ///   - answered: responses so far, of all time.
   mutating func tell(_ time: UInt64, inFlight: Int, answered: UInt64) -> Duty {
-    now = max(now, time)
+    let latest = max(promised, now).addingReportingOverflow(Self.longestDelay)
+    if !latest.overflow, time > stopped &+ latest.partialValue { stopped = time &- latest.partialValue }
+    now = max(now, time &- stopped)
+    var duty = duties(inFlight: inFlight, answered: answered)
+    promised = duty.next
+    if duty.next != .max { duty.next &+= stopped }
+    return duty
+  }
+
+  private mutating func duties(inFlight: Int, answered: UInt64) -> Duty {
     var duty = Duty()
     if isHolding { duty.next = holdUntil }
     guard inFlight > 0 else {

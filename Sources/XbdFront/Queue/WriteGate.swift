@@ -11,6 +11,10 @@ public final class WriteGate: Sendable {
   private let writers = Atomic<Int>(0)
   /// 0 when nobody runs alone, otherwise 1 + the queue that does.
   private let owner = Atomic<Int>(0)
+  /// A bit for each queue in which something waits here.
+  private let waiting = Atomic<UInt64>(0)
+  /// 0, or 1 + the queue that ran alone last.
+  private let last = Atomic<Int>(0)
   private let wakeups: Mutex<[@Sendable () -> Void]> = Mutex([])
 
   /// A gate for a new device.
@@ -44,6 +48,13 @@ public final class WriteGate: Sendable {
   ///
   /// - Parameter queue: who asks; asks again when woken, until it gets true.
   func enterAlone(queue: Int) -> Bool {
+    // It is the others' turn: this queue would be back before they have woken up.
+    if last.load(ordering: .relaxed) == queue + 1,
+      waiting.load(ordering: .sequentiallyConsistent) & ~Self.bit(queue) != 0,
+      owner.load(ordering: .relaxed) != queue + 1
+    {
+      return false
+    }
     let (exchanged, original) = owner.compareExchange(
       expected: 0, desired: queue + 1, ordering: .sequentiallyConsistent)
     guard exchanged || original == queue + 1 else { return false }
@@ -54,8 +65,24 @@ public final class WriteGate: Sendable {
   func leaveAlone(queue: Int) {
     let (exchanged, _) = owner.compareExchange(
       expected: queue + 1, desired: 0, ordering: .sequentiallyConsistent)
-    if exchanged { wakeAll() }
+    guard exchanged else { return }
+    last.store(queue + 1, ordering: .relaxed)
+    wakeAll()
   }
+
+  /// Something waits here now, or nothing any more, in a queue.
+  func setWaiting(_ isWaiting: Bool, queue: Int) {
+    if isWaiting {
+      waiting.bitwiseOr(Self.bit(queue), ordering: .sequentiallyConsistent)
+    } else {
+      let left = waiting.bitwiseAnd(~Self.bit(queue), ordering: .sequentiallyConsistent).newValue
+      // Who ran alone last may again.
+      if left != 0 { wakeAll() }
+    }
+  }
+
+  /// Queues that share one are not fair to each other.
+  private static func bit(_ queue: Int) -> UInt64 { 1 << UInt64(queue & 63) }
 
   private func wakeAll() {
     wakeups.withLock { for wake in $0 { wake() } }

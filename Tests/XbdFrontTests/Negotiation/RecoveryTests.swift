@@ -249,4 +249,13 @@ import Xen
     #expect(Self.publishes(machine.handle(.backendState(.initWait))))
     #expect(machine.handle(.backendState(.connected)).contains(.serve))
   }
+
+  @Test func regression_aViolationOfADeviceThatIsUnpluggedEndsInClosed() {
+    let (machine, actions) = Self.run(
+      Self.connected + [
+        .online(true), .backendState(.closing), .online(false), .violation("x"), .backendState(.closed),
+      ])
+    #expect(Self.states(actions).last == .closed)
+    #expect(machine.phase == .finished)
+  }
 }

@@ -203,4 +203,52 @@ import Xen
       #expect(sameBytes(Array(harness.diskBytes[4096..<4096 + pages * 4096]), data))
     }
   }
+
+  /// The pool was meant to have 64 pages, and the domain has 4: whoever comes first must not take the last of them.
+  @Test(arguments: [GrantMode.persistent, .perRequest], [true, false])
+  func regression_operationsThatWaitDoNotKeepEveryPageFromTheOneInFront(grants: GrantMode, isInline: Bool)
+    throws
+  {
+    let harness = try QueueHarness(
+      QueueSetup(grants: grants, poolPages: 64, isInline: isInline, limit: 4))
+    let first = try #require(harness.begin(.writeZeroes, 0, 4096))
+    harness.queue.submit(first)
+    for index in 1...8 as ClosedRange<UInt64> {
+      guard let operation = harness.begin(.read, index * 4096, 4096) else { break }
+      harness.queue.submit(operation)
+    }
+    harness.settle()
+    #expect(harness.takeStatuses() == [OperationStatus](repeating: .okay, count: 9))
+    #expect(harness.queue.unfinishedOperations == 0)
+  }
+
+  @Test(arguments: [GrantMode.persistent, .perRequest])
+  func regression_anUnalignedWriteFindsAPageWithWritesBehindIt(grants: GrantMode) throws {
+    let harness = try QueueHarness(
+      QueueSetup(grants: grants, sectorSize: 4096, poolPages: 64, limit: 4))
+    let data = Pattern.some(4096, seed: 5)
+    let first = try #require(harness.begin(.write, 1, 1))
+    harness.fill(first, [9])
+    harness.queue.submit(first)
+    for index in 1...8 as ClosedRange<UInt64> {
+      guard let operation = harness.begin(.write, index * 4096, 4096) else { break }
+      harness.fill(operation, data)
+      harness.queue.submit(operation)
+    }
+    harness.settle()
+    #expect(harness.takeStatuses() == [OperationStatus](repeating: .okay, count: 9))
+    #expect(harness.backend.disk[1] == 9)
+    for index in 1...8 {
+      #expect(sameBytes(Array(harness.backend.disk[index * 4096..<(index + 1) * 4096]), data))
+    }
+  }
+
+  @Test func regression_copiesAreCutToWhatThePoolHasBecome() throws {
+    let harness = try QueueHarness(
+      QueueSetup(copy: .bounce, maxSegments: 256, poolPages: 64, isInline: false, negotiates: false))
+    harness.backend.judge = { _ in .hold }
+    harness.submit(.write, 0, 1 << 20, data: Pattern.some(1 << 20))
+    harness.settle()
+    #expect(harness.backend.held.count >= 2)
+  }
 }

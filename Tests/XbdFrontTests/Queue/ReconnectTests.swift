@@ -285,4 +285,30 @@ import Testing
     #expect(host.queue.unfinishedOperations == 0)
     #expect(guest.queue.unfinishedOperations == 0)
   }
+
+  /// Its owner was told that it had failed: the next backend must not see it.
+  @Test func regression_whatWasGivenUpWhileAnotherQueueHadItIsNotDone() throws {
+    let gate = WriteGate()
+    let setup = QueueSetup(isInline: false, keepsWrites: true)
+    let host = try QueueHarness(setup, index: 0, gate: gate)
+    let guest = try QueueHarness(setup, index: 1, gate: gate, disk: host.backend.disk)
+    guest.loseBackend()
+    guest.control.tell { $0.relay = Relay(host: host.control, parameters: setup.parameters) }
+    guest.queue.poll()
+    guest.submit(.write, 0, 512, data: [UInt8](repeating: 7, count: 512))
+    guest.queue.poll()
+    for harness in [guest, host] {
+      harness.control.tell { $0.failEverything = .ioError }
+      harness.control.suspend()
+    }
+    host.queue.poll()
+    guest.queue.poll()
+    #expect(guest.takeStatuses() == [.ioError])
+    try host.reconnect()
+    guest.control.tell { $0.relay = Relay(host: host.control, parameters: setup.parameters) }
+    Self.settle(host, guest)
+    #expect(host.backend.log.isEmpty)
+    #expect(host.queue.unfinishedOperations == 0)
+    #expect(host.backend.disk[0] == 0)
+  }
 }

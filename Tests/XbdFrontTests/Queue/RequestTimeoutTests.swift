@@ -51,4 +51,50 @@ import Testing
     harness.settle()
     #expect(harness.takeStatuses() == [.ioError])
   }
+
+  /// The domain was paused: the answer has been in the ring for long when the owner looks at the clock again.
+  @Test(arguments: [1, 10, 1000] as [UInt64])
+  func regression_whatWasAnsweredWhileTheOwnerDidNotRunIsNotOld(seconds: UInt64) throws {
+    var setup = QueueSetup(isInline: false)
+    setup.requestTimeout = .seconds(2)
+    let harness = try QueueHarness(setup)
+    harness.backend.judge = { _ in .hold }
+    let now: UInt64 = 100 * Self.second
+    _ = harness.queue.keepTime(now)
+    harness.submit(.read, 0, 4096)
+    harness.settle()
+    _ = harness.queue.keepTime(now)
+    harness.backend.answerHeld()
+    _ = harness.runBackend()
+    _ = harness.queue.keepTime(now + seconds * Self.second)
+    harness.settle()
+    #expect(harness.queue.violation == nil)
+    #expect(harness.takeStatuses() == [.okay])
+  }
+
+  /// It was paused in the middle of a turn: what it asks now is not as old as the last look at the clock.
+  @Test func regression_whatIsAskedAfterAPauseIsNotOld() throws {
+    var setup = QueueSetup(isInline: false)
+    setup.requestTimeout = .seconds(10)
+    let harness = try QueueHarness(setup)
+    harness.backend.judge = { _ in .hold }
+    let now: UInt64 = 100 * Self.second
+    _ = harness.queue.keepTime(now)
+    harness.submit(.read, 0, 4096)
+    harness.settle()
+    _ = harness.queue.keepTime(now)
+    harness.backend.answerHeld()
+    harness.settle()
+    harness.submit(.read, 4096, 4096)
+    harness.settle()
+    _ = harness.queue.keepTime(now + 60 * Self.second)
+    harness.settle()
+    #expect(harness.queue.violation == nil)
+    // A backend that is silent while its frontend runs is still found out.
+    for step in 1...200 as ClosedRange<UInt64> {
+      _ = harness.queue.keepTime(now + 60 * Self.second + step * Self.second / 10)
+      harness.settle()
+    }
+    #expect(harness.queue.violation != nil)
+  }
 }

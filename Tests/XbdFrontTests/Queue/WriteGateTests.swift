@@ -122,6 +122,28 @@ import Testing
     second.settle()
     #expect(second.takeStatuses() == [.okay, .okay])
   }
+
+  @Test func regression_unalignedWritesOfOneQueueDoNotStarveTheOthers() throws {
+    let gate = WriteGate()
+    let first = try QueueHarness(QueueSetup(isInline: false), index: 0, gate: gate)
+    let second = try QueueHarness(QueueSetup(isInline: false), index: 1, gate: gate)
+    first.backend.judge = { _ in .hold }
+    for _ in 0..<10 { first.submit(.write, 3, 5, data: [1, 2, 3, 4, 5]) }
+    first.settle()
+    second.submit(.write, 0, 512, data: [UInt8](repeating: 1, count: 512))
+    second.settle()
+    var ended: Int?
+    for _ in 0..<100 where first.completions.count < 10 {
+      first.backend.answerHeld()
+      first.settle()
+      second.settle()
+      if ended == nil, !second.completions.isEmpty { ended = first.completions.count }
+    }
+    #expect(first.completions.count == 10)
+    #expect((ended ?? 10) <= 2)
+    #expect(second.takeStatuses() == [.okay])
+  }
+
 }
 
 /// Hands a value to another thread; the test sees to it that only one uses it.
