@@ -307,6 +307,22 @@ import Testing
     #expect(service.disk.bytes.allSatisfy { $0 == 0 })
   }
 
+  @Test func regression_theRestOfAWriteThatIsGivenUpIsDroppedInLargePieces() throws {
+    let service = try Service(byteCount: 32 << 20, pageCount: 8192)
+    let client = try TestClient(service.worker, .simple)
+    let request = client.encode(NBDCommand.write, length: 32 << 20, payload: pattern(32 << 20))
+    // SAFETY: that thread alone uses the client until it is joined.
+    nonisolated(unsafe) let sender = client
+    // It may be cut off in between.
+    let thread = try DedicatedThread(name: "sender") { try? sender.send(request) }
+    #expect(eventually { service.disk.outstandingCount == 1 })
+    service.worker.stop(gracePeriod: .seconds(30))
+    thread.join()
+    try client.waitForClose()
+    #expect(service.worker.join().abandonedOperations == 0)
+    #expect(service.worker.statistics()[.receives] < 20_000)
+  }
+
   @Test func aClientThatNeverReadsCannotKeepTheServiceFromStopping() throws {
     let service = try Service(byteCount: 8 << 20)
     let client = try TestClient(service.worker, .simple)

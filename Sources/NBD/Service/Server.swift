@@ -41,6 +41,7 @@ public final class Server: Sendable {
     self.sockets = sockets
     let limiter = ConnectionLimiter(limit: max(maximumConnections, 1))
     self.limiter = limiter
+    let group = WorkerGroup()
     wakeup = try EventCounter()
     var bounds = configuration
     // Round robin is blind to who left, so any worker may come to hold all of them.
@@ -58,7 +59,8 @@ public final class Server: Sendable {
       do throws(Errno) {
         workers.append(
           unsafe try Worker(
-            name: "nbd-\(index)", target: given, export: export, configuration: bounds, limiter: limiter))
+            name: "nbd-\(index)", target: given, export: export, configuration: bounds, limiter: limiter,
+            group: group))
       } catch {
         Self.end(workers, gracePeriod: .zero)
         throw error

@@ -47,12 +47,12 @@ public final class Worker: Sendable {
   ) throws(Errno) {
     try self.init(
       name: name, target: target, export: export, configuration: configuration,
-      limiter: ConnectionLimiter(limit: .max))
+      limiter: ConnectionLimiter(limit: .max), group: WorkerGroup())
   }
 
   init(
     name: String, target: sending any BlockTarget, export: Export, configuration: WorkerConfiguration,
-    limiter: ConnectionLimiter
+    limiter: ConnectionLimiter, group: WorkerGroup
   ) throws(Errno) {
     let mailbox = try WorkerMailbox()
     self.mailbox = mailbox
@@ -63,13 +63,19 @@ public final class Worker: Sendable {
     try WorkerLoop.prepare(events, mailbox, target.descriptors)
     let parts = LoopParts(target: target, events: events)
     let counters = counters
-    thread = try DedicatedThread(name: name) {
-      guard let target = parts.target.take(), let events = parts.events.take() else { return }
-      let loop = WorkerLoop(
-        target: target, export: export, configuration: configuration, mailbox: mailbox, counters: counters,
-        limiter: limiter, events: events)
-      let result = loop.run()
-      outcome.value.withLock { $0 = result }
+    group.enter()
+    do throws(Errno) {
+      thread = try DedicatedThread(name: name) {
+        guard let target = parts.target.take(), let events = parts.events.take() else { return }
+        let loop = WorkerLoop(
+          target: target, export: export, configuration: configuration, mailbox: mailbox, counters: counters,
+          limiter: limiter, group: group, events: events)
+        let result = loop.run()
+        outcome.value.withLock { $0 = result }
+      }
+    } catch {
+      group.leave()
+      throw error
     }
   }
 

@@ -196,6 +196,7 @@ extension WorkerLoop {
       connection.pointee.skipSlot = connection.pointee.payloadSlot
       connection.pointee.skipRemaining = slot.pointee.byteCount &- UInt64(connection.pointee.payloadReceived)
       connection.pointee.payloadSlot = -1
+      connection.pointee.quota.lift()
     }
     connection.pointee.hasUnparsed = true
     connection.pointee.isReadable = true
@@ -232,6 +233,10 @@ extension WorkerLoop {
     if isFlushDue { flushTarget(deadline) }
     // What still runs has nobody to tell; the memory is the target's.
     while state.pointee.heldOperations > 0, MonotonicClock.nanoseconds() < deadline { waitForTarget() }
+    group.leave()
+    // The others' last flushes may come through this target.
+    let latest = max(deadline, deadline &+ 2_000_000_000)
+    while group.isBusy, MonotonicClock.nanoseconds() < latest { waitForTarget() }
     target.onCompletion = { _, _, _ in }
     target.onDescriptorsChange = { _, _ in }
     return WorkerOutcome(
@@ -265,6 +270,8 @@ extension WorkerLoop {
   }
 
   private func waitForTarget() {
+    // The flush's notification may be the one that gets lost.
+    _ = target.keepTime(MonotonicClock.nanoseconds())
     if !target.poll() && target.armWakeup() { _ = events.wait(milliseconds: 5) }
   }
 }

@@ -27,9 +27,10 @@ extension WorkerLoop {
     counters.add(.sleeps)
     if way.isPatient { counters.add(.patientSleeps) }
     stopPolling()
-    lookForEvents(milliseconds: sleepLimit())
+    let due = sleepLimit()
+    lookForEvents(milliseconds: milliseconds(until: due))
     let after = MonotonicClock.nanoseconds()
-    state.pointee.now = after
+    takeTime(after, due: due)
     _ = target.keepTime(after)
     state.pointee.spin.slept(after &- before)
     checkTimeouts()
@@ -90,8 +91,8 @@ extension WorkerLoop {
     return found
   }
 
-  /// How long the thread may sleep, in milliseconds; nil for ever.
-  private func sleepLimit() -> Int32? {
+  /// Until when the thread may sleep; `.max` for ever.
+  private func sleepLimit() -> UInt64 {
     var deadline = UInt64.max
     let now = state.pointee.now
     if let target = target.keepTime(now) { deadline = target }
@@ -104,7 +105,13 @@ extension WorkerLoop {
         deadline = min(deadline, connections[index].pointee.lastProgress &+ allowed)
       }
     }
+    return deadline
+  }
+
+  /// A sleep's length; nil for ever.
+  private func milliseconds(until deadline: UInt64) -> Int32? {
     guard deadline != .max else { return nil }
+    let now = state.pointee.now
     let remaining = deadline > now ? deadline &- now : 0
     return Int32(clamping: remaining / 1_000_000 &+ 1)
   }

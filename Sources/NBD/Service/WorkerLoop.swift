@@ -58,6 +58,7 @@ final class WorkerLoop {
   let mailbox: WorkerMailbox
   let counters: WorkerCounters
   let limiter: ConnectionLimiter
+  let group: WorkerGroup
   let table: RequestTable
   let connections: EntryTable<Connection>
   let state: Cell<LoopState>
@@ -93,7 +94,7 @@ final class WorkerLoop {
 
   init(
     target: any BlockTarget, export: Export, configuration: WorkerConfiguration, mailbox: WorkerMailbox,
-    counters: WorkerCounters, limiter: ConnectionLimiter, events: consuming EventLoop
+    counters: WorkerCounters, limiter: ConnectionLimiter, group: WorkerGroup, events: consuming EventLoop
   ) {
     self.target = target
     self.export = export
@@ -101,6 +102,7 @@ final class WorkerLoop {
     self.mailbox = mailbox
     self.counters = counters
     self.limiter = limiter
+    self.group = group
     self.events = events
     let count = max(configuration.maximumConnections, 1)
     table = RequestTable(count: Int32(clamping: max(configuration.maximumRequests, 1)))
@@ -163,7 +165,7 @@ final class WorkerLoop {
     if state.pointee.turnsUntilClock <= 0 {
       // A loop that is never idle still has to know the time, roughly.
       state.pointee.turnsUntilClock = 64
-      state.pointee.now = MonotonicClock.nanoseconds()
+      takeTime(MonotonicClock.nanoseconds(), due: state.pointee.now)
       _ = target.keepTime(state.pointee.now)
       checkTimeouts()
     }
@@ -219,6 +221,21 @@ final class WorkerLoop {
 
   func isInHandshake(_ connection: Entry<Connection>) -> Bool {
     connection.pointee.descriptor >= 0 && connection.pointee.phase == .handshake
+  }
+
+  /// Takes the time.
+  ///
+  /// What it comes too late by is no client's delay: the domain was paused, or the process stopped.
+  ///
+  /// - Parameter due: when the thread was to look at the clock.
+  func takeTime(_ now: UInt64, due: UInt64) {
+    let (latest, never) = max(due, state.pointee.now).addingReportingOverflow(1_000_000_000)
+    if !never, now > latest {
+      for index in 0..<connections.count where connections[index].pointee.descriptor >= 0 {
+        connections[index].pointee.lastProgress &+= now &- latest
+      }
+    }
+    state.pointee.now = now
   }
 
   /// Drops clients that never finish their handshake, and those that keep the target's memory from others.
