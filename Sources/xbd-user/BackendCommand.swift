@@ -95,16 +95,24 @@ struct BackendCommand: ParsableCommand {
     if loopback == nil, let claim = KernelBackend().claim(on: directories) { throw Failure(claim) }
     let events = try BackendEvents()
     let ownsNodes = backendPath == nil
+    var origin = DeviceDirectories.Origin.found
     if ownsNodes {
-      _ = try directories.create(in: store, parameters: image, readOnly: readOnly)
+      origin = try directories.create(in: store, parameters: image, readOnly: readOnly)
     } else if wait {
       guard try waitForNodes(directories, store, signals) else { return }
     }
-    let backend = try Backend(
-      system: system, logger: logger, onRemoval: { _ in events.removed() }, onLoss: { events.lost($0) })
-    try backend.add(
-      directory: directories.backendPath, storage: disk, configuration: configuration,
-      endsWithFrontend: ownsNodes)
+    let backend: Backend
+    do {
+      backend = try Backend(
+        system: system, logger: logger, onRemoval: { _ in events.removed() }, onLoss: { events.lost($0) })
+      try backend.add(
+        directory: directories.backendPath, storage: disk, configuration: configuration,
+        endsWithFrontend: ownsNodes)
+    } catch {
+      // A guest would wait for a device that nobody serves.
+      if case .created = origin { try? directories.remove(from: store) }
+      throw error
+    }
     Console.line(
       "\(directories.device) for domain \(directories.frontend): \(image), \(disk.byteCount) bytes, at \(directories.backendPath)"
     )

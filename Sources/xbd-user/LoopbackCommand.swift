@@ -35,6 +35,8 @@ struct LoopbackHostCommand: ParsableCommand {
   @Option(help: ArgumentHelp("Pages that the frontend's domain may share.", valueName: "pages"))
   var gntallocLimit = LoopbackDefaults.pageLimit
 
+  mutating func validate() throws { try checkGntallocLimit(gntallocLimit) }
+
   func run() throws {
     let signals = try Signals([SIGTERM, SIGINT, SIGHUP])
     let host = try LoopbackHost(directory: directory)

@@ -75,9 +75,7 @@ struct ServeCommand: ParsableCommand {
     guard target.device == nil || backend == .reference else {
       throw ValidationError("--backend is for an image with --loopback; a device has its backend")
     }
-    guard (1...32760).contains(gntallocLimit ?? 1) else {
-      throw ValidationError("--gntalloc-limit takes 1 to 32760 pages")
-    }
+    try checkGntallocLimit(gntallocLimit ?? LoopbackDefaults.pageLimit)
   }
 
   func run() throws {
@@ -143,13 +141,13 @@ struct ServeCommand: ParsableCommand {
       session.stop()
       throw error
     }
-    let lost = session.stop()
+    var lost = session.stop()
+    // What was in flight may not have been done.
+    if case .failed(let error) = device.state { lost = error.message }
     // What happened to the device comes before what cannot be told of it.
     let reported = Result { try report(session) }
     switch outcome {
     case .stopped:
-      // What was in flight may not have been.
-      if case .failed(let error) = device.state { throw Failure(error.message) }
       if let lost { throw Failure(lost) }
     case .child(let status):
       if let lost { Console.note("xbd-user: \(lost)") }

@@ -113,6 +113,10 @@ refused "is called" "$XBD_USER" loopback exec "$xen" -- "$XBD_USER" backend memo
 refused "no backend's directory" "$XBD_USER" loopback exec "$xen" -- "$XBD_USER" backend memory:1M /local/domain/0/vbd
 refused "xen guest" "$XBD_USER" backend memory:1M --frontend-domain 1
 
+# What it cannot serve leaves no device behind that a guest would wait for.
+refused "ring" "$XBD_USER" loopback exec "$xen" -- "$XBD_USER" backend memory:1M --frontend-domain 1 --vdev xvde --backend-ring-order 9
+absent /local/domain/1/device/vbd/51776/state || fail "a device that nobody serves was left behind"
+
 # xenstore goes: the backend says so and ends.
 backend --frontend-domain 1 --vdev xvdd
 kill -TERM "$host"

@@ -28,6 +28,9 @@ contains "what it said" "$(cat "$dir/server$servers.err")" "could not be flushed
 # The command of --run has done well, the disk has not.
 refused "could not be flushed" "$XBD_USER" serve --loopback memory:1M --fault error:flush@1+ --run true
 
+# One that is never answered is said as well, whoever ends the server.
+refused "does not answer" "$XBD_USER" serve --loopback memory:1M --fault drop:flush@1+ --run true
+
 serve memory:1M
 write_something
 stop

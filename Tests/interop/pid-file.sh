@@ -12,6 +12,18 @@ stop
 [ ! -e "$dir/pid" ] || fail "the pid file was left behind"
 [ ! -e "$socket" ] || fail "the socket was left behind"
 
+# It is removed by whoever wrote it last, and what could not be written stays what it was.
+serve memory:16M --pid-file "$dir/pid"
+first=$server
+first_socket=$socket
+serve memory:16M --pid-file "$dir/pid"
+kill -TERM "$first"
+reap "$first"
+expect "the file's process when another server has ended" "$(cat "$dir/pid")" "$server"
+refused "cannot write" "$XBD_USER" serve --loopback memory:1M --socket "$first_socket" --pid-file "$socket"
+[ -S "$socket" ] || fail "another server's socket was removed"
+stop
+
 # It is there for as long as the process is, which waits for a request that the backend has lost.
 if [ "$backend" = reference ]; then
   requires python3-libnbd

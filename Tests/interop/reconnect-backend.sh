@@ -27,6 +27,15 @@ killer() {
   done
 }
 
+# The server's first thread, which looks after the backend, has nothing to do: ticks of 10 ms in a second.
+rests() {
+  local before after
+  before=$(awk '{ print $14 + $15 }' "/proc/$server/task/$server/stat")
+  sleep 1
+  after=$(awk '{ print $14 + $15 }' "/proc/$server/task/$server/stat")
+  [ $((after - before)) -lt 20 ] || fail "the server's first thread is busy with nothing: $((after - before)) ticks"
+}
+
 try() {
   local backend=$1 format=$2
   shift 2
@@ -39,6 +48,7 @@ try() {
   kill_hard "$killer"
   # Whatever is on its way up has come.
   eventually nbdinfo --size "$uri"
+  rests
   stop
   echo "$backend${profile:+ as $profile}, $format, $*: killed $(wc -l <"$dir/killed") times"
   [ "$(wc -l <"$dir/killed")" -ge 2 ] || fail "the backend was not killed often enough to show anything"

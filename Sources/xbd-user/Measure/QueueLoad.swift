@@ -88,6 +88,8 @@ final class QueueLoad {
       let progressed = queue.poll()
       if progressed { answered.store(completed &+ failed, ordering: .relaxed) }
       now = MonotonicClock.nanoseconds()
+      // Requests carry the time that the queue was told last.
+      _ = queue.keepTime(now)
       if !progressed, queue.armWakeup() { sleep() }
     }
     ended.store(true, ordering: .releasing)

@@ -30,7 +30,7 @@ final class OutsideBackend {
   private let command: [String]?
   private let name: String
   private var helper: HelperProcess?
-  /// Tells of a user's backend that has ended.
+  /// Tells of a backend whose process has left the host.
   private let lost: LostBackend
   /// A backend has died and is to be followed by another one; not before this time.
   private var replacementDue: UInt64?
@@ -91,7 +91,7 @@ final class OutsideBackend {
       command = nil
       nodes.kind = "qdisk"
       nodes.type = "qdisk"
-      if image.contains(":") {
+      if QEMUDisk.namesFormat(image) {
         try QEMUDisk.refuseSize(storage, of: image)
       } else {
         nodes.parameters = try QEMUDisk(image, storage, readOnly: readOnly, locking: false).parameters
@@ -139,14 +139,16 @@ final class OutsideBackend {
 
   // MARK: A backend's death
 
-  /// Readable when a backend that the user started has ended.
+  /// Readable when a backend may have ended: `takeDeath` knows.
   var lostDescriptor: Int32 { lost.counter.fileDescriptor }
 
   /// Looks whether the backend's program has ended.
   ///
   /// - Returns: a sentence about how; nil while it runs.
   func takeDeath() -> String? {
-    if command == nil { return lost.counter.drain() ? "the backend's process has ended" : nil }
+    // Taken whoever the backend is: it would be readable for ever.
+    let isLost = lost.counter.drain()
+    if command == nil { return isLost ? "the backend's process has ended" : nil }
     guard let sentence = helper?.ended() else { return nil }
     helper = nil
     return sentence

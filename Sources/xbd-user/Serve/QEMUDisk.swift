@@ -36,7 +36,7 @@ final class QEMUDisk {
     for kind in ["memory:", "null:"] where image.hasPrefix(kind) {
       throw Failure("QEMU's backend serves image files; \"\(image)\" is for the reference backend")
     }
-    if let colon = image.firstIndex(of: ":"), !image[..<colon].contains("/") {
+    if Self.namesFormat(image), let colon = image.firstIndex(of: ":") {
       try Self.refuseSize(options, of: image)
       format = String(image[..<colon])
       path = Self.absolute(String(image[image.index(after: colon)...]))
@@ -93,6 +93,11 @@ final class QEMUDisk {
       ]
     }
     return words
+  }
+
+  /// Whether an image is written FORMAT:PATH; a colon behind a slash is the path's.
+  static func namesFormat(_ image: String) -> Bool {
+    image.firstIndex(of: ":").map { !image[..<$0].contains("/") } ?? false
   }
 
   /// Only a path can be created: it is a raw image then.

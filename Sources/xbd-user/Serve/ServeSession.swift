@@ -139,11 +139,20 @@ final class ServeSession {
       guard outcomes.contains(where: \.flushWasDue), hasChanged else { return nil }
       return "\(device.location.device) had no backend to be flushed by at the end: \(lost)"
     }
-    // A device that is gone, or has no cache to flush, has its own sentence or needs none.
-    let failures: [TargetStatus] = [.ioError, .noSpace]
-    guard let refused = outcomes.compactMap(\.finalFlush).first(where: failures.contains) else { return nil }
-    return "\(device.location.device) could not be flushed at the end (\(refused)): \(lost); "
-      + "the backend's log says why"
+    for outcome in outcomes where outcome.flushWasDue {
+      switch outcome.finalFlush {
+      // What cannot flush has no cache.
+      case .okay?, .notSupported?, .readOnly?: continue
+      case .ioError?, .noSpace?:
+        return
+          "\(device.location.device) could not be flushed at the end: \(lost); the backend's log says why"
+      case .shutdown?:
+        if hasChanged { return "\(device.location.device) was gone before it was flushed: \(lost)" }
+      case nil:
+        if hasChanged { return "\(device.location.device) did not answer the flush at the end: \(lost)" }
+      }
+    }
+    return nil
   }
 
   /// Something was asked of the device that changes it.
@@ -161,7 +170,11 @@ final class ServeSession {
     for queue in device.queues { queue.onCompletion = { _ in } }
     device.close(within: limit)
     while !device.waitUntilClosed(milliseconds: 1) {
-      for queue in device.queues { queue.poll() }
+      let now = MonotonicClock.nanoseconds()
+      for queue in device.queues {
+        _ = queue.keepTime(now)
+        queue.poll()
+      }
     }
   }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import CXen
 import Glibc
 
 /// Text for people and programs, out at once: a pipe's reader waits for the line.
@@ -15,11 +16,13 @@ enum Console {
 
   /// Writes a text file, replacing what is there.
   static func save(_ text: String, to path: String, what: String) throws {
-    let file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
+    // A FIFO that nobody reads is not waited for.
+    let file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NONBLOCK, 0o644)
     guard file >= 0 else {
       throw Failure("cannot write \(what) to \(path): \(String(cString: strerror(errno)))")
     }
     defer { close(file) }
+    _ = cxen_set_status_flags(file, cxen_get_status_flags(file) & ~cxen_O_NONBLOCK)
     guard write(text, to: file) else {
       throw Failure("cannot write \(what) to \(path): \(String(cString: strerror(errno)))")
     }

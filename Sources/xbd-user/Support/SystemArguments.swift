@@ -10,6 +10,11 @@ import Xen
 /// The domain that a frontend lives in on a loopback host.
 let loopbackFrontend = DomainID(1)
 
+/// What a loopback's domain has grants for.
+func checkGntallocLimit(_ pages: Int) throws {
+  guard (1...32760).contains(pages) else { throw ValidationError("--gntalloc-limit takes 1 to 32760 pages") }
+}
+
 /// Finds the Xen that a command works on.
 enum Systems {
   /// The machine's own Xen, if it has one, or what a preloaded drop-in puts in its place.
