@@ -54,6 +54,17 @@ import Xen
     }
   }
 
+  @Test func whatAFrontendWroteIsShownWithoutWhatWouldWorkOnATerminal() {
+    let state = FrontendState(node: Array("\u{1B}]0;title\u{7}\u{1B}[2J\nline".utf8))
+    var machine = XenbusMachine()
+    guard case .complain(let sentence) = machine.frontend(state, online: true).first else {
+      Issue.record("\(state) was taken")
+      return
+    }
+    #expect(sentence.unicodeScalars.allSatisfy { $0.value >= 0x20 })
+    #expect(sentence.contains("title"))
+  }
+
   @Test(arguments: ["", "abc", "99", "-1", "9", "4 ", " 4", "04", "4\0", "\u{FF}"])
   func aStateThatIsNoneIsRefusedWithASentence(text: String) {
     let state = FrontendState(node: Array(text.utf8))

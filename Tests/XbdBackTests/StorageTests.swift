@@ -294,4 +294,31 @@ func forget(_ storage: any Storage, at offset: UInt64, _ count: UInt64) -> Stora
     #expect(transfer(storage, .read, at: 1 << 39, &bytes) == .done)
     #expect(bytes.allSatisfy { $0 == 0 })
   }
+
+  /// Checked against the size of before, it comes from a worker when the disk has been cut off.
+  @Test(arguments: [true, false])
+  func regression_aWriteThatIsLateDoesNotUndoAShrink(isFile: Bool) throws {
+    let scratch = try ScratchDirectory()
+    try makeImage(scratch.file("disk"), byteCount: 1 << 20)
+    let storage: any Storage =
+      isFile
+      ? try FileStorage(path: scratch.file("disk"))
+      : try MemoryStorage(byteCount: 1 << 20)
+    try storage.resize(to: 1 << 16)
+    var bytes = [UInt8](repeating: 7, count: 4096)
+    let outcome = bytes.withUnsafeMutableBytes { memory in
+      var vector = iovec(iov_base: memory.baseAddress, iov_len: memory.count)
+      return withUnsafeMutablePointer(to: &vector) { pointer in
+        var request = StorageRequest(
+          .write, byteOffset: 1 << 19, byteCount: 4096,
+          vectors: UnsafeMutableBufferPointer(start: pointer, count: 1))
+        return storage.perform(&request)
+      }
+    }
+    #expect(outcome == .failed(EIO))
+    #expect(try storage.refreshByteCount() == 1 << 16)
+    try storage.resize(to: 1 << 20)
+    #expect(transfer(storage, .read, at: 1 << 19, &bytes) == .done)
+    #expect(bytes.allSatisfy { $0 == 0 })
+  }
 }

@@ -57,7 +57,8 @@ struct FrontendParameters: Equatable {
     if let abi = ABI(rawValue: name), configuration.abis.contains(abi) { return abi }
     if configuration.unknownABIIsNative { return .native }
     let known = ABI.allCases.filter { configuration.abis.contains($0) }.map(\.rawValue)
-    throw reader.complaint(Key.protocol, "\"\(name)\" is none of \(known.joined(separator: ", "))")
+    let shown = ForeignText.printable(name, atMost: 64)
+    throw reader.complaint(Key.protocol, "\"\(shown)\" is none of \(known.joined(separator: ", "))")
   }
 
   /// The ring's pages; nil for one page in the single form of the node.
@@ -110,7 +111,7 @@ struct NodeReader {
     do throws(NumberError) {
       return try Decimal.parse(bytes, in: range)
     } catch {
-      let shown = String(decoding: bytes.prefix(32), as: UTF8.self)
+      let shown = ForeignText.printable(bytes, atMost: 32)
       switch error {
       case .malformed: throw complaint(key, "\"\(shown)\" is no decimal number")
       case .outOfRange:

@@ -6,6 +6,7 @@
 //   front 1 ─► 2 InitWait (features)      front 3, 4 ─► 4 Connected (ring, sizes)
 //   front 5 ─► 5 Closing                  front 6, gone ─► 6 Closed, and the end when it is offline
 
+internal import Blkif
 internal import Xen
 
 /// What a backend sees of its frontend's `state` node.
@@ -27,7 +28,7 @@ enum FrontendState: Equatable {
     {
       self = .state(state)
     } else {
-      self = .garbage(String(decoding: node.prefix(32), as: UTF8.self))
+      self = .garbage(ForeignText.printable(node, atMost: 32))
     }
   }
 }

@@ -26,6 +26,7 @@ public final class FileStorage: Storage {
   private let canPunch = Atomic<Bool>(true)
   /// Held while the system is asked to make the file durable.
   private let syncing = Monitor()
+  private let resizing = Monitor()
   /// Times that the system was asked to make the file durable.
   let syncCount = Atomic<UInt64>(0)
 
@@ -112,7 +113,8 @@ public final class FileStorage: Storage {
   /// Does the work and waits for it.
   public func perform(_ request: inout StorageRequest) -> StorageOutcome {
     switch request.operation {
-    case .read, .write: transfer(&request)
+    case .read: transfer(&request)
+    case .write: writeLate(&request)
     case .flush: flush()
     case .discard: discard(request.byteOffset, request.byteCount)
     case .secureDiscard:
@@ -142,11 +144,24 @@ public final class FileStorage: Storage {
     guard !isReadOnly else {
       throw StorageError(.unsuitable, "the image \(path) is open for reading only, so it cannot be resized")
     }
-    guard ftruncate(file.raw, off_t(byteCount)) == 0 else {
+    let result = resizing.withLock {
+      let result = ftruncate(file.raw, off_t(byteCount))
+      if result == 0 { size.store(byteCount, ordering: .relaxed) }
+      return result
+    }
+    guard result == 0 else {
       throw StorageError(.system, "cannot resize the image \(path) to \(byteCount) bytes: \(Errno.current)")
     }
-    size.store(byteCount, ordering: .relaxed)
     _ = changed()
+  }
+
+  /// A write whose range was checked a while ago: behind an end that has come nearer it would make the file longer again.
+  private func writeLate(_ request: inout StorageRequest) -> StorageOutcome {
+    resizing.withLock {
+      let (end, overflow) = request.byteOffset.addingReportingOverflow(request.byteCount)
+      guard !overflow, end <= byteCount else { return .failed(EIO) }
+      return transfer(&request)
+    }
   }
 
   /// What one preadv or pwritev takes (IOV_MAX).
@@ -253,13 +268,21 @@ public final class FileStorage: Storage {
   private static func open(_ path: String, _ options: StorageOptions) throws(StorageError) -> Opened {
     // A FIFO would wait for somebody to write into it.
     var status = stat()
+    var flags = (options.readOnly ? O_RDONLY : O_RDWR) | cxen_O_CLOEXEC
     // SAFETY: a string that the call reads, and a local variable that it fills.
-    if unsafe stat(path, &status) == 0 { try requireDisk(status, path) }
-    let flags = (options.readOnly ? O_RDONLY : O_RDWR) | cxen_O_CLOEXEC
+    if unsafe stat(path, &status) == 0 {
+      try requireDisk(status, path)
+      // Nobody who mounts a block device, or has it in a volume, sees our lock: this claims it (open(2): O_EXCL).
+      if cxen_is_block_device(status.st_mode) != 0, !options.readOnly { flags |= O_EXCL }
+    }
     // SAFETY: a string that the call reads.
     let existing = unsafe Glibc.open(path, flags)
     if existing >= 0 { return Opened(file: OwnedDescriptor(existing), created: false) }
     let reason = Errno.current
+    guard reason != .resourceBusy else {
+      throw StorageError(
+        .inUse, "the block device \(path) is in use, mounted or by another program; stop that first")
+    }
     guard reason == .noSuchFileOrDirectory else {
       let purpose = options.readOnly ? "reading" : "reading and writing"
       throw StorageError(.system, "cannot open the image \(path) for \(purpose): \(reason)")

@@ -61,9 +61,10 @@ public final class MemoryStorage: Storage {
 
   /// Copies between the vectors and the disk.
   public func perform(_ request: inout StorageRequest) -> StorageOutcome {
-    // Checked again here: nothing may ever be copied past the region.
+    // Checked again here: nothing may ever be copied past the region, and nothing be left where the disk was cut off.
     let (end, overflow) = request.byteOffset.addingReportingOverflow(request.byteCount)
-    guard !overflow, end <= UInt64(region.byteCount) else { return .failed(EIO) }
+    let limit = request.operation == .read ? UInt64(region.byteCount) : byteCount
+    guard !overflow, end <= limit else { return .failed(EIO) }
     // SAFETY: within the region. The vectors are the request's own, and their sum is its `byteCount` (`StorageRequest`).
     var position = unsafe region.baseAddress + Int(request.byteOffset)
     switch request.operation {
