@@ -291,4 +291,22 @@ import Xen
     while deaf.next() != nil {}
     #expect(deaf.call(.read, "domid\0") == nil)
   }
+
+  @Test func aGuestsTransactionIsBounded() throws {
+    let machine = try Machine()
+    for writes in [false, true] {
+      let guest = try raw(machine, 1)
+      let transaction = try #require(UInt32(guest.call(.transactionStart, "\0")?.text.dropLast() ?? ""))
+      var refused = 0
+      for index in 0..<2000 {
+        let answer =
+          writes
+          ? guest.call(.write, "/local/domain/1/data/x\u{0}\(index)", transaction: transaction)
+          : guest.call(.read, "/local/domain/1/none-\(index)\0", transaction: transaction)
+        if answer?.failure == "ENOSPC" { refused += 1 }
+      }
+      #expect(refused > 500)
+      #expect(guest.call(.transactionEnd, "F\0", transaction: transaction)?.failure == nil)
+    }
+  }
 }

@@ -286,5 +286,14 @@ final class EventDescriptor: Sendable {
     counter = EventCounter(adopting: OwnedDescriptor(raw))
   }
 
-  func signal() { counter.signal() }
+  /// Makes its owner look at its ports.
+  ///
+  /// The flags are the owner's as well, who may have made it blocking: one that is full is not written to, and is readable
+  /// all the same.
+  func signal() {
+    var look = pollfd(fd: counter.fileDescriptor, events: Int16(POLLOUT), revents: 0)
+    // SAFETY: one element, a local variable.
+    guard unsafe poll(&look, 1, 0) == 1, Int32(look.revents) & Int32(POLLOUT) != 0 else { return }
+    counter.signal()
+  }
 }

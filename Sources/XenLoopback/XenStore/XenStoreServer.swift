@@ -179,7 +179,10 @@ final class XenStoreServer {
     var transaction: XenStoreTransaction?
     if header.transaction != 0 {
       transaction = connection.transactions[header.transaction]
-      if transaction == nil { throw .notFound }
+      guard let transaction else { throw .notFound }
+      guard connection.domain == 0 || transaction.weight < XenStoreLimits.guestTransactionNodes else {
+        throw .noSpace
+      }
     }
     return XenStoreAccess(identity: identity(of: connection), transaction: transaction)
   }

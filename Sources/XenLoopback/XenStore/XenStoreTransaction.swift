@@ -45,6 +45,9 @@ final class XenStoreTransaction {
     self.tree = tree
   }
 
+  /// What it keeps in memory, in nodes.
+  var weight: Int { seen.count + changes.count + notices.count }
+
   /// Remembers that the outcome depends on a node.
   func touch(_ path: XenStorePath) {
     if seen[path] == nil { seen[path] = base.node(path)?.generation ?? 0 }
