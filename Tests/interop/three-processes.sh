@@ -12,6 +12,12 @@ requires nbdcopy nbdinfo
 random_file "$dir/in" $((16 << 20))
 host() { start_host --gntalloc-limit 4096; }
 backend() { start_backend "$dir/disk.img" --size 16M; }
+# gone PROCESS WHAT: it ends, told to or by itself, with a sentence at most: no crash.
+gone() {
+  kill -TERM "$1" 2>/dev/null || true
+  reap "$1"
+  [ "$status" = 0 ] || [ "$status" = 1 ] || fail "the $2 ended with $status"
+}
 frontend() { start_front xvda "${serve_args[@]}"; }
 
 host
@@ -37,9 +43,10 @@ nbdcopy "$uri" - | cmp - "$dir/in"
 
 # The backend dies: the frontend does not hang for ever; clients get errors or are served again by the next one.
 kill_hard "$back_process"
-timeout 60 nbdinfo --size "$uri" >/dev/null 2>&1 || true
-kill -TERM "$server" 2>/dev/null || true
-reap "$server"
+answer=0
+timeout 60 nbdinfo --size "$uri" >/dev/null 2>&1 || answer=$?
+[ $answer != 124 ] || fail "a client hangs when the backend has died"
+gone "$server" frontend
 cmp "$dir/in" "$dir/disk.img"
 backend
 frontend
@@ -47,10 +54,8 @@ nbdcopy "$uri" - | cmp - "$dir/in"
 
 # The host dies: the others end or can be ended, and a new system starts from the image.
 kill_hard "$host"
-kill -TERM "$server" 2>/dev/null || true
-reap "$server"
-kill -TERM "$back_process" 2>/dev/null || true
-reap "$back_process"
+gone "$server" frontend
+gone "$back_process" backend
 cmp "$dir/in" "$dir/disk.img"
 host
 backend
