@@ -298,7 +298,7 @@ import Xen
       let guest = try raw(machine, 1)
       let transaction = try #require(UInt32(guest.call(.transactionStart, "\0")?.text.dropLast() ?? ""))
       var refused = 0
-      for index in 0..<2000 {
+      for index in 0..<5000 {
         let answer =
           writes
           ? guest.call(.write, "/local/domain/1/data/x\u{0}\(index)", transaction: transaction)

@@ -180,9 +180,7 @@ final class XenStoreServer {
     if header.transaction != 0 {
       transaction = connection.transactions[header.transaction]
       guard let transaction else { throw .notFound }
-      guard connection.domain == 0 || transaction.weight < XenStoreLimits.guestTransactionNodes else {
-        throw .noSpace
-      }
+      guard connection.domain == 0 || transaction.isWithinGuestLimits else { throw .noSpace }
     }
     return XenStoreAccess(identity: identity(of: connection), transaction: transaction)
   }

@@ -45,8 +45,11 @@ final class XenStoreTransaction {
     self.tree = tree
   }
 
-  /// What it keeps in memory, in nodes.
-  var weight: Int { seen.count + changes.count + notices.count }
+  /// Whether a guest may go on with it.
+  var isWithinGuestLimits: Bool {
+    seen.count < XenStoreLimits.guestTransactionNodes
+      && changes.count < XenStoreLimits.guestTransactionChanges
+  }
 
   /// Remembers that the outcome depends on a node.
   func touch(_ path: XenStorePath) {

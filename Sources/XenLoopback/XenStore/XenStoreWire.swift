@@ -15,8 +15,9 @@ enum XenStoreLimits {
   static let guestNodes = 1000
   static let guestWatches = 128
   static let guestTransactions = 10
-  /// Nodes looked at and changes made in a transaction.
+  /// Nodes that a transaction looks at, each counted once, and changes that it makes.
   static let guestTransactionNodes = 1024
+  static let guestTransactionChanges = 4096
   static let guestNodeBytes = 2048
   static let guestPermissions = 5
   /// Connections to a guest's socket; Xen's guests have one, the page that they share with xenstored.
