@@ -9,7 +9,7 @@ internal import Platform
 extension WorkerLoop {
   /// Nothing to do: spins or sleeps.
   func idle() {
-    state.pointee.now = MonotonicClock.nanoseconds()
+    takeTime(MonotonicClock.nanoseconds(), due: state.pointee.now)
     let way = wayToSleep(state.pointee.now)
     if way == .plain && state.pointee.spin.shouldSpin() && !state.pointee.isStopping {
       if spin() { return }
@@ -80,7 +80,7 @@ extension WorkerLoop {
       // On a processor that nobody else wants it comes back at once. Linux yields within a scheduling group only.
       sched_yield()
     } while now &- start < limit
-    state.pointee.now = now
+    takeTime(now, due: start)
     counters.add(.spinNanoseconds, now &- start)
     if found {
       counters.add(.spinHits)

@@ -217,6 +217,8 @@ struct QueueCore: ~Copyable {
       operations[slot].state = .parked
       if parked.isEmpty { gate.setWaiting(true, queue: index) }
       parked.append(slot, &operations)
+      // What it waits for may have gone before anybody could see that it waits.
+      hasWork = true
     }
   }
 

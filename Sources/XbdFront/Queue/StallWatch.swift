@@ -62,8 +62,11 @@ struct StallWatch {
   ///   - answered: responses so far, of all time.
   mutating func tell(_ time: UInt64, inFlight: Int, answered: UInt64) -> Duty {
     let latest = max(promised, now).addingReportingOverflow(Self.longestDelay)
-    if !latest.overflow, time > stopped &+ latest.partialValue { stopped = time &- latest.partialValue }
+    let wasStopped = !latest.overflow && time > stopped &+ latest.partialValue
+    if wasStopped { stopped = time &- latest.partialValue }
     now = max(now, time &- stopped)
+    // The backend may have been stopped with it: it gets a moment more.
+    if wasStopped, checkAt > 0 { checkAt = max(checkAt, now &+ Self.longestDelay) }
     var duty = duties(inFlight: inFlight, answered: answered)
     promised = duty.next
     if duty.next != .max { duty.next &+= stopped }
