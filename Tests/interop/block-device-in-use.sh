@@ -18,6 +18,7 @@ mount "$device" "$dir/mount"
 mounted+=("$dir/mount")
 disk "$device"
 refused "in use" "$XBD_USER" serve --loopback "${disk[@]}" --socket "$dir/s"
+[ "$backend" != qemu ] || refused "in use" "$XBD_USER" serve --loopback "raw:$device" --backend qemu --socket "$dir/s"
 umount "$dir/mount"
 
 serve "$device"

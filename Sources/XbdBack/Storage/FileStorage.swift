@@ -275,10 +275,16 @@ public final class FileStorage: Storage {
       // Nobody who mounts a block device, or has it in a volume, sees our lock: this claims it (open(2): O_EXCL).
       if cxen_is_block_device(status.st_mode) != 0, !options.readOnly { flags |= O_EXCL }
     }
-    // SAFETY: a string that the call reads.
-    let existing = unsafe Glibc.open(path, flags)
-    if existing >= 0 { return Opened(file: OwnedDescriptor(existing), created: false) }
-    let reason = Errno.current
+    let deadline = MonotonicClock.nanoseconds() &+ options.lockPatience &* 1_000_000
+    var reason: Errno
+    repeat {
+      // SAFETY: a string that the call reads.
+      let existing = unsafe Glibc.open(path, flags)
+      if existing >= 0 { return Opened(file: OwnedDescriptor(existing), created: false) }
+      reason = .current
+      // A backend that was killed keeps its claim until what it wrote is on the disk.
+      if reason == .resourceBusy, options.lockPatience > 0 { usleep(10_000) }
+    } while reason == .resourceBusy && MonotonicClock.nanoseconds() < deadline
     guard reason != .resourceBusy else {
       throw StorageError(
         .inUse, "the block device \(path) is in use, mounted or by another program; stop that first")

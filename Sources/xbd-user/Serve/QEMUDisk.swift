@@ -116,9 +116,16 @@ final class QEMUDisk {
 
   /// Locks the file; what is no file here is left to QEMU.
   private static func lock(_ path: String, readOnly: Bool) throws -> OwnedDescriptor? {
-    let raw = open(path, (readOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK)
+    var status = stat()
+    // As `FileStorage` claims a block device.
+    let isClaimed = !readOnly && stat(path, &status) == 0 && cxen_is_block_device(status.st_mode) != 0
+    let raw = open(
+      path, (readOnly ? O_RDONLY : O_RDWR) | (isClaimed ? O_EXCL : 0) | O_CLOEXEC | O_NONBLOCK)
     guard raw >= 0 else {
       if errno == ENOENT { return nil }
+      if errno == EBUSY {
+        throw Failure("the block device \(path) is in use, mounted or by another program; stop that first")
+      }
       throw Failure("cannot open the image \(path): \(String(cString: strerror(errno)))")
     }
     let file = OwnedDescriptor(raw)

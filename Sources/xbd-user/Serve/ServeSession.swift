@@ -155,10 +155,10 @@ final class ServeSession {
     return nil
   }
 
-  /// Something was asked of the device that changes it.
+  /// Something was asked of the device that changes it; when nobody runs its queues any more.
   private var hasChanged: Bool {
     device.queues.contains {
-      let counters = $0.snapshot()
+      let counters = $0.counters
       return counters.writes + counters.writeZeroes + counters.discards > 0
     }
   }
