@@ -46,14 +46,24 @@ sleep 1""", 120)
 
 
 def loaded(server, seconds=60):
-    """What the load said in the end."""
-    return server.domu.run(f"""
+    """What the load said in the end; it may have met errors, but it has ended."""
+    said = server.domu.run(f"""
 for i in $(seq {seconds * 10}); do
   [ -d /proc/$(cat {server.files}.loadpid) ] || break
   sleep 0.1
 done
 [ -d /proc/$(cat {server.files}.loadpid) ] && echo "the load hangs"
 cat {server.files}.load""", seconds * 3 + 30)
+    assert "hangs" not in said, f"{said}; xbd-user: {server.errors()[-1500:]}"
+    return said
+
+
+def undisturbed(server, seconds):
+    """The same of a load that must not have noticed anything."""
+    said = loaded(server, seconds)
+    assert "requests" in said and "then" not in said and "not what" not in said, \
+        f"the load said: {said}; xbd-user: {server.errors()[-1500:]}"
+    return said
 
 
 def ended(server, seconds=60):
@@ -115,7 +125,7 @@ def resized(lab, disk):
         for size in (disk.size + (8 << 20), disk.size + (16 << 20)):
             load(server, 15)
             resize(lab, disk, size)
-            loaded(server, 90)
+            undisturbed(server, 90)
             for _ in range(20):
                 seen = json.loads(server.client("sizes"))["size"]
                 if seen == size:
@@ -196,9 +206,7 @@ def saved(lab, disk, options=""):
             assert restored, f"xl restore failed: {restored.text}"
             lab.domu.connect()
             disk.moved_to(lab.domu.id)
-            said = loaded(server, 120)
-            assert "requests" in said and "then" not in said and "not what" not in said, \
-                f"the load said: {said}; xbd-user: {server.errors()[-1500:]}"
+            said = undisturbed(server, 120)
             server.client(VERIFY)
         server.stop()
         assert server.errors().count("connected again") == 2, f"xbd-user said: {server.errors()}"
@@ -215,8 +223,7 @@ def checkpointed(lab, disk):
         load(server, 12)
         lab.dom0.run("rm -f /var/saved; xl save -c domu /var/saved; status=$?; rm -f /var/saved; exit $status", 300)
         lab.dom0.run("xl pause domu; sleep 3; xl unpause domu")
-        said = loaded(server, 120)
-        assert "requests" in said and "then" not in said and "not what" not in said, f"the load said: {said}"
+        said = undisturbed(server, 120)
         server.client(VERIFY)
         assert "again" not in server.errors(), f"xbd-user said: {server.errors()}"
     kernel_is_well(lab)

@@ -24,10 +24,12 @@ def limited(lab, pages, options, sentence):
             server.client("verify --requests 96 --span 8388608")
             # Several at once, so that the pool is asked for all that it may have.
             lab.domu.run(f"""
+clients=
 for i in 1 2 3 4; do
   nbdcopy --connections=1 --requests=64 --request-size=1048576 'nbd+unix:///?socket={server.socket}' null: &
+  clients="$clients $!"
 done
-wait""", 180)
+for client in $clients; do wait $client || exit 1; done""", 180)
             server.stop()
             queue = server.statistics()["queues"][0]
             said = server.errors().strip()
