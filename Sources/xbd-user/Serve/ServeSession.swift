@@ -129,14 +129,20 @@ final class ServeSession {
   func stop() -> String? {
     let began = ContinuousClock.now
     // Nobody would answer what is in flight; closing ends it.
-    let isAlone = device.state == .reconnecting
+    var isAlone = device.state == .reconnecting
     if isAlone { device.close() }
     let outcomes = server.stop()
+    // It may have been lost just now: its queues know first.
+    if device.state == .reconnecting || device.queues.contains(where: { $0.violation != nil }) {
+      isAlone = true
+    }
     Self.close(device, within: max(.seconds(1), Self.patience - (ContinuousClock.now - began)))
     embedded?.stop()
     let lost = "what was written since the last flush that was answered may be lost"
     if isAlone {
-      guard outcomes.contains(where: \.flushWasDue), hasChanged else { return nil }
+      guard outcomes.contains(where: { $0.flushWasDue && $0.finalFlush != .okay }), hasChanged else {
+        return nil
+      }
       return "\(device.location.device) had no backend to be flushed by at the end: \(lost)"
     }
     for outcome in outcomes where outcome.flushWasDue {
