@@ -50,6 +50,29 @@ import Testing
     unlink(path)
   }
 
+  /// A queue without a ring of its own works through another's; and a flush may have to be notified again.
+  @Test func regression_everyTargetIsLookedAfterUntilTheLastFlushOfAllIsAnswered() throws {
+    let directory = try Directory()
+    let path = directory.path + "/socket"
+    let disks = [MemoryDisk(byteCount: 1 << 20), MemoryDisk(byteCount: 1 << 20)]
+    let targets: [any BlockTarget] = try disks.map { try MemoryTarget(disk: $0) }
+    // SAFETY: nobody else has them.
+    nonisolated(unsafe) let given = targets
+    let server = try Server(
+      sockets: [try ListeningSocket.unix(path: path)], targets: given, export: Export())
+    disks[1].hold()
+    let thread = try DedicatedThread(name: "stop") { server.stop() }
+    #expect(eventually { disks[0].flushCount == 1 })
+    for disk in disks {
+      let told = disk.timesTold
+      #expect(eventually { disk.timesTold > told + 10 })
+    }
+    disks[1].letGo()
+    thread.join()
+    #expect(server.stop().map(\.finalFlush) == [.okay, .okay])
+    unlink(path)
+  }
+
   @Test func aTargetThatWantsToKnowTheTimeIsToldWhileNothingElseHappens() throws {
     let directory = try Directory()
     let path = directory.path + "/socket"
