@@ -106,4 +106,24 @@ import Testing
     close(ours)
     fixture.connection.close()
   }
+
+  /// The same for a domain that notifies another.
+  @Test func regression_aPeersDescriptorCannotMakeANotificationWait() throws {
+    let peer = OwnedDescriptor(try retrying { eventfd(0, Int32(EFD_CLOEXEC)) })
+    var most = UInt64.max - 1
+    #expect(write(peer.raw, &most, 8) == 8)
+    let shared = EventDescriptor(try peer.duplicate().release())
+    let notified = try EventCounter()
+    let done = notified.fileDescriptor
+    let thread = try DedicatedThread(name: "notify") {
+      shared.signal()
+      var one: UInt64 = 1
+      _ = write(done, &one, 8)
+    }
+    #expect(isReadable(notified.fileDescriptor, milliseconds: 10_000))
+    // Lets one go that does wait.
+    var value: UInt64 = 0
+    #expect(read(peer.raw, &value, 8) == 8)
+    thread.join()
+  }
 }
