@@ -145,7 +145,7 @@ private func serve(_ bytes: [UInt8], piece: Int, readOnly: Bool) {
   let loop = WorkerLoop(
     target: script, export: Export(name: "disk", description: "A disk", isReadOnly: readOnly),
     configuration: configuration, mailbox: mailbox, counters: WorkerCounters(), limiter: limiter,
-    events: events)
+    group: WorkerGroup(), events: events)
   let outcome = loop.run()
   guard outcome.abandonedOperations == 0 else { violated("every operation comes back") }
   close(client)
