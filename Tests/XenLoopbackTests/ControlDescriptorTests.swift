@@ -64,6 +64,24 @@ import Testing
     fixture.connection.close()
   }
 
+  /// Expects a call to come back although an eventfd is full.
+  private func expectNoWaiting(
+    for full: borrowing OwnedDescriptor, _ call: @escaping @Sendable () -> Void
+  ) throws {
+    let returned = try EventCounter()
+    let done = returned.fileDescriptor
+    let thread = try DedicatedThread(name: "caller") {
+      call()
+      var one: UInt64 = 1
+      _ = write(done, &one, 8)
+    }
+    #expect(isReadable(returned.fileDescriptor, milliseconds: 10_000))
+    // Lets one go that does wait.
+    var value: UInt64 = 0
+    #expect(read(full.raw, &value, 8) == 8)
+    thread.join()
+  }
+
   @Test func aHandlesDescriptorCannotMakeTheHostWait() throws {
     let fixture = try Fixture()
     let counter = OwnedDescriptor(try retrying { eventfd(0, Int32(EFD_CLOEXEC)) })
@@ -77,20 +95,9 @@ import Testing
     #expect(write(counter.raw, &most, 8) == 8)
     #expect(cxen_set_status_flags(counter.raw, flags & ~cxen_O_NONBLOCK) == 0)
     let handle = try #require(fixture.machine.handles.values.first)
-    let kicked = try EventCounter()
     // SAFETY: used by that thread alone until it is joined.
     nonisolated(unsafe) let (machine, target) = (fixture.machine, handle)
-    let done = kicked.fileDescriptor
-    let thread = try DedicatedThread(name: "kick") {
-      machine.kick(target)
-      var one: UInt64 = 1
-      _ = write(done, &one, 8)
-    }
-    #expect(isReadable(kicked.fileDescriptor, milliseconds: 10_000))
-    // Lets one go that does wait.
-    var value: UInt64 = 0
-    #expect(read(counter.raw, &value, 8) == 8)
-    thread.join()
+    try expectNoWaiting(for: counter) { machine.kick(target) }
     fixture.connection.close()
     #expect(fixture.machine.handles.isEmpty)
   }
@@ -113,17 +120,6 @@ import Testing
     var most = UInt64.max - 1
     #expect(write(peer.raw, &most, 8) == 8)
     let shared = EventDescriptor(try peer.duplicate().release())
-    let notified = try EventCounter()
-    let done = notified.fileDescriptor
-    let thread = try DedicatedThread(name: "notify") {
-      shared.signal()
-      var one: UInt64 = 1
-      _ = write(done, &one, 8)
-    }
-    #expect(isReadable(notified.fileDescriptor, milliseconds: 10_000))
-    // Lets one go that does wait.
-    var value: UInt64 = 0
-    #expect(read(peer.raw, &value, 8) == 8)
-    thread.join()
+    try expectNoWaiting(for: peer) { shared.signal() }
   }
 }

@@ -29,6 +29,15 @@ extension DeviceDriver {
 
   func state(_ path: String) throws(XbdError) -> XenbusState {
     do throws(XenError) {
+      return try Self.state(path, in: store)
+    } catch {
+      throw XbdError(error, during: "reading \(path)")
+    }
+  }
+
+  /// What a state node says; `.unknown` when it says nothing that is one.
+  static func state(_ path: String, in store: any XenStoreOperations) throws(XenError) -> XenbusState {
+    do throws(XenError) {
       guard let bytes = try store.readBytes(path), let number = try? Decimal.parse(bytes, in: 0...8) else {
         return .unknown
       }
@@ -36,7 +45,7 @@ extension DeviceDriver {
     } catch {
       // A node that is gone is one that may not be read, where its parents may not be read either.
       if error.code == .denied { return .unknown }
-      throw XbdError(error, during: "reading \(path)")
+      throw error
     }
   }
 

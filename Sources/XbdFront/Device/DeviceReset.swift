@@ -68,7 +68,9 @@ private final class ResetSteps {
     try store.watch(location.backendState, token: "backend")
     try perform(
       machine.handle(
-        .started(own: try state(location.frontendState), backend: try state(location.backendState))))
+        .started(
+          own: try DeviceDriver.state(location.frontendState, in: store),
+          backend: try DeviceDriver.state(location.backendState, in: store))))
     var deadline = MonotonicClock.nanoseconds() &+ timeout.nanoseconds
     while !isDone, failure == nil {
       let now = MonotonicClock.nanoseconds()
@@ -79,11 +81,13 @@ private final class ResetSteps {
         waitForWatch(deadline - now)
         var moved = false
         while try store.nextWatchEvent() != nil { moved = true }
-        if moved { try perform(machine.handle(.backendState(try state(location.backendState)))) }
+        if moved {
+          try perform(machine.handle(.backendState(try DeviceDriver.state(location.backendState, in: store))))
+        }
       }
       if machine.phase != phase { deadline = MonotonicClock.nanoseconds() &+ timeout.nanoseconds }
     }
-    settled = try state(location.backendState)
+    settled = try DeviceDriver.state(location.backendState, in: store)
     if isDone { try waitUntilOpen() }
   }
 
@@ -98,7 +102,7 @@ private final class ResetSteps {
       guard now < deadline else { return }
       waitForWatch(deadline - now)
       while try store.nextWatchEvent() != nil {}
-      settled = try state(location.backendState)
+      settled = try DeviceDriver.state(location.backendState, in: store)
     }
   }
 
@@ -128,18 +132,5 @@ private final class ResetSteps {
       default: break
       }
     }
-  }
-
-  private func state(_ path: String) throws(XenError) -> XenbusState {
-    let bytes: [UInt8]?
-    do throws(XenError) {
-      bytes = try store.readBytes(path)
-    } catch {
-      // As in `DeviceDriver.state`: a backend's directory that is gone may not be read.
-      guard error.code == .denied else { throw error }
-      bytes = nil
-    }
-    guard let bytes, let number = try? Decimal.parse(bytes, in: 0...8) else { return .unknown }
-    return XenbusState(rawValue: UInt8(number)) ?? .unknown
   }
 }

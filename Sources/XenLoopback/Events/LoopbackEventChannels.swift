@@ -287,13 +287,17 @@ final class EventDescriptor: Sendable {
   }
 
   /// Makes its owner look at its ports.
-  ///
-  /// The flags are the owner's as well, who may have made it blocking: one that is full is not written to, and is readable
-  /// all the same.
   func signal() {
-    var look = pollfd(fd: counter.fileDescriptor, events: Int16(POLLOUT), revents: 0)
+    if Self.hasRoom(counter.fileDescriptor) { counter.signal() }
+  }
+
+  /// Whether an eventfd can be written to.
+  ///
+  /// Its flags are its owner's as well, who may have made it blocking: one that is full is not written to, and is readable
+  /// all the same.
+  static func hasRoom(_ eventfd: Int32) -> Bool {
+    var look = pollfd(fd: eventfd, events: Int16(POLLOUT), revents: 0)
     // SAFETY: one element, a local variable.
-    guard unsafe poll(&look, 1, 0) == 1, Int32(look.revents) & Int32(POLLOUT) != 0 else { return }
-    counter.signal()
+    return unsafe poll(&look, 1, 0) == 1 && Int32(look.revents) & Int32(POLLOUT) != 0
   }
 }

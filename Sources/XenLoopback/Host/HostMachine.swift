@@ -246,13 +246,8 @@ final class HostMachine {
   }
 
   /// Makes a handle's owner look at its ports.
-  ///
-  /// The eventfd's flags are its owner's as well, who may have made it blocking: one that is full is not written to, and
-  /// is readable all the same.
   func kick(_ handle: HostHandle) {
-    var look = pollfd(fd: handle.descriptor.raw, events: Int16(POLLOUT), revents: 0)
-    // SAFETY: one element, a local variable.
-    guard unsafe poll(&look, 1, 0) == 1, Int32(look.revents) & Int32(POLLOUT) != 0 else { return }
+    guard EventDescriptor.hasRoom(handle.descriptor.raw) else { return }
     domain(of: handle.join)?.memory.handle(handle.index).announced.addReleasing(
       1)
     var one: UInt64 = 1

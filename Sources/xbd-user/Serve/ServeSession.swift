@@ -138,6 +138,11 @@ final class ServeSession {
     }
     Self.close(device, within: max(.seconds(1), Self.patience - (ContinuousClock.now - began)))
     embedded?.stop()
+    return whatIsLost(outcomes, isAlone: isAlone)
+  }
+
+  /// What the ends of the workers say of the last flush, for a person; nil when nothing was lost.
+  private func whatIsLost(_ outcomes: [WorkerOutcome], isAlone: Bool) -> String? {
     let lost = "what was written since the last flush that was answered may be lost"
     if isAlone {
       guard outcomes.contains(where: { $0.flushWasDue && $0.finalFlush != .okay }), hasChanged else {

@@ -259,13 +259,19 @@ import Testing
     #expect(guest.backend.complaints.isEmpty && host.backend.complaints.isEmpty)
   }
 
-  @Test func guestsOfAQueueThatIsGivenUpAreToldAndKeepNoMemory() throws {
+  /// Two queues of a device whose backend came back with one.
+  private static func hostAndGuest() throws -> (host: QueueHarness, guest: QueueHarness) {
     let gate = WriteGate()
     let setup = QueueSetup(isInline: false, keepsWrites: true)
     let host = try QueueHarness(setup, index: 0, gate: gate)
     let guest = try QueueHarness(setup, index: 1, gate: gate, disk: host.backend.disk)
     guest.loseBackend()
     guest.control.tell { $0.relay = Relay(host: host.control, parameters: setup.parameters) }
+    return (host, guest)
+  }
+
+  @Test func guestsOfAQueueThatIsGivenUpAreToldAndKeepNoMemory() throws {
+    let (host, guest) = try Self.hostAndGuest()
     host.backend.judge = { _ in .hold }
     for index in 0..<1500 as Range<UInt64> {
       guard let operation = guest.begin(.write, index % 1000 * 512, 512) else { break }
@@ -288,12 +294,7 @@ import Testing
 
   /// Its owner was told that it had failed: the next backend must not see it.
   @Test func regression_whatWasGivenUpWhileAnotherQueueHadItIsNotDone() throws {
-    let gate = WriteGate()
-    let setup = QueueSetup(isInline: false, keepsWrites: true)
-    let host = try QueueHarness(setup, index: 0, gate: gate)
-    let guest = try QueueHarness(setup, index: 1, gate: gate, disk: host.backend.disk)
-    guest.loseBackend()
-    guest.control.tell { $0.relay = Relay(host: host.control, parameters: setup.parameters) }
+    let (host, guest) = try Self.hostAndGuest()
     guest.queue.poll()
     guest.submit(.write, 0, 512, data: [UInt8](repeating: 7, count: 512))
     guest.queue.poll()
@@ -305,7 +306,7 @@ import Testing
     guest.queue.poll()
     #expect(guest.takeStatuses() == [.ioError])
     try host.reconnect()
-    guest.control.tell { $0.relay = Relay(host: host.control, parameters: setup.parameters) }
+    guest.control.tell { $0.relay = Relay(host: host.control, parameters: host.setup.parameters) }
     Self.settle(host, guest)
     #expect(host.backend.log.isEmpty)
     #expect(host.queue.unfinishedOperations == 0)

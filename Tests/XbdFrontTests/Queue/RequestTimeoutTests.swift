@@ -52,18 +52,24 @@ import Testing
     #expect(harness.takeStatuses() == [.ioError])
   }
 
-  /// The domain was paused: the answer has been in the ring for long when the owner looks at the clock again.
-  @Test(arguments: [1, 10, 1000] as [UInt64])
-  func regression_whatWasAnsweredWhileTheOwnerDidNotRunIsNotOld(seconds: UInt64) throws {
+  /// A queue that is told the time, with a read that the backend has.
+  private func oneInFlight(timeout seconds: Int, at now: UInt64) throws -> QueueHarness {
     var setup = QueueSetup(isInline: false)
-    setup.requestTimeout = .seconds(2)
+    setup.requestTimeout = .seconds(seconds)
     let harness = try QueueHarness(setup)
     harness.backend.judge = { _ in .hold }
-    let now: UInt64 = 100 * Self.second
     _ = harness.queue.keepTime(now)
     harness.submit(.read, 0, 4096)
     harness.settle()
     _ = harness.queue.keepTime(now)
+    return harness
+  }
+
+  /// The domain was paused: the answer has been in the ring for long when the owner looks at the clock again.
+  @Test(arguments: [1, 10, 1000] as [UInt64])
+  func regression_whatWasAnsweredWhileTheOwnerDidNotRunIsNotOld(seconds: UInt64) throws {
+    let now: UInt64 = 100 * Self.second
+    let harness = try oneInFlight(timeout: 2, at: now)
     harness.backend.answerHeld()
     _ = harness.runBackend()
     _ = harness.queue.keepTime(now + seconds * Self.second)
@@ -74,15 +80,8 @@ import Testing
 
   /// It was paused in the middle of a turn: what it asks now is not as old as the last look at the clock.
   @Test func regression_whatIsAskedAfterAPauseIsNotOld() throws {
-    var setup = QueueSetup(isInline: false)
-    setup.requestTimeout = .seconds(10)
-    let harness = try QueueHarness(setup)
-    harness.backend.judge = { _ in .hold }
     let now: UInt64 = 100 * Self.second
-    _ = harness.queue.keepTime(now)
-    harness.submit(.read, 0, 4096)
-    harness.settle()
-    _ = harness.queue.keepTime(now)
+    let harness = try oneInFlight(timeout: 10, at: now)
     harness.backend.answerHeld()
     harness.settle()
     harness.submit(.read, 4096, 4096)
