@@ -31,6 +31,8 @@ import XenLoopback
       options: Self.options {
         $0.copy = copy
         $0.reconnects = reconnects
+        // It answers everything, but on a busy machine its thread may wait.
+        $0.requestTimeout = .seconds(20)
       })
     for round in 0..<3 {
       var writes: [(UInt64?, Int, [UInt8])] = []

@@ -299,7 +299,7 @@ import Xen
   }
 
   @Test func aBackendThatIsDeadMayDelayClosingOnceAndNotWithEachStep() throws {
-    let (system, device) = try Self.connected { $0.closeTimeout = .milliseconds(600) }
+    let (system, device) = try Self.connected { $0.closeTimeout = .seconds(2) }
     let queue = device.queues[0]
     queue.onCompletion = { _ in }
     queue.submit(
@@ -310,7 +310,7 @@ import Xen
     let began = MonotonicClock.nanoseconds()
     #expect(Self.close(device))
     let took = MonotonicClock.nanoseconds() - began
-    #expect(took >= 600_000_000 && took < 1_100_000_000, "\(took) ns")
+    #expect(took >= 2_000_000_000 && took < 3_900_000_000, "\(took) ns")
     #expect(system.ownStates.suffix(2) == ["5", "6"])
 
     // Whoever has waited for it already gives it less.

@@ -50,3 +50,11 @@ func isReadable(_ descriptor: Int32, milliseconds: Int32 = 0) -> Bool {
   var look = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
   return poll(&look, 1, milliseconds) == 1
 }
+
+/// Whether nobody has the other end of a socket any more, or soon nobody has.
+///
+/// A child that another test begins at this moment has every descriptor until it is another program.
+func isAbandoned(_ descriptor: Int32, milliseconds: Int32 = 10_000) -> Bool {
+  var look = pollfd(fd: descriptor, events: 0, revents: 0)
+  return poll(&look, 1, milliseconds) == 1 && Int32(look.revents) & Int32(POLLHUP) != 0
+}
