@@ -87,6 +87,8 @@ struct GrantPool: ~Copyable {
   private(set) var grantsReused: UInt64 = 0
   /// Set when the domain's limit made the pool smaller than it was meant to be; told once.
   private(set) var limitMessage: String?
+  /// What was said first: with `perRequest` the numbers are others each time, and it is the same news.
+  private var firstLimitMessage: String?
 
   /// Creates a pool with nothing shared yet.
   ///
@@ -105,8 +107,14 @@ struct GrantPool: ~Copyable {
   }
 
   deinit {
-    // Nobody can tell whether the backend still maps them: they are handed back empty (XSA-396).
-    for chunk in chunks + transient.values { Self.clear(chunk) }
+    // Nobody can tell whether the backend still maps them: they are handed back empty (XSA-396). But not those of requests
+    // that it has not answered: it would write zeroes where a write's payload was, and find others' grants in a list of
+    // segments.
+    var page = free.first
+    while page >= 0 {
+      memory(page).clear()
+      page = pages[page].next
+    }
     // The pages themselves go with `chunks`: unsharing is what SharedPages does on its end.
   }
 
@@ -184,8 +192,10 @@ struct GrantPool: ~Copyable {
   /// The domain has no more pages for us: live with fewer, and say so.
   private mutating func meetLimit(_ error: XenError, bound new: Int) {
     guard new < bound else { return }
-    limitMessage =
+    let message =
       "the grant pool stays at \(new) of \(capacity) pages, requests will wait for each other: \(error)"
+    if mode == .persistent || firstLimitMessage == nil { firstLimitMessage = message }
+    limitMessage = firstLimitMessage
     bound = max(new, 1)
   }
 

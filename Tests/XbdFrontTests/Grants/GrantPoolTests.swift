@@ -155,4 +155,36 @@ import Xen
     }
     #expect(sharing.liveCount == 0)
   }
+
+  /// A backend that has yet to carry out a write would write zeroes.
+  @Test(arguments: GrantMode.allCases)
+  func regression_pagesOfRequestsWithoutAnAnswerAreLeftAsTheyAre(mode: GrantMode) throws {
+    let sharing = FakeGrants()
+    var used: [GrantRef] = []
+    do {
+      var pool = Self.pool(sharing, mode, bound: 64)
+      let (first, second) = (pool.take(2), pool.take(3))
+      let (given, kept) = (try #require(first), try #require(second))
+      used = Self.pages(kept, pool).map { pool.reference($0) }
+      sharing.overwrite(0xAA)
+      pool.put(given)
+      #expect(pool.pagesInUse == 3)
+    }
+    let left = sharing.with { $0.bytesAtEnd }
+    #expect(left.count == (mode == .persistent ? 64 : 5))
+    for (reference, byte) in left { #expect(byte == (used.contains(reference) ? 0xAA : 0)) }
+  }
+
+  @Test func regression_theLimitOfPagesForEachRequestIsTheSameNewsEachTime() {
+    let sharing = FakeGrants(limit: 30)
+    var pool = Self.pool(sharing, .perRequest, bound: 64)
+    var said: Set<String> = []
+    for count in [40, 33, 64, 50] {
+      let taken = pool.take(count) == nil
+      #expect(taken)
+      if let message = pool.takeLimitMessage() { said.insert(message) }
+      pool.tryToGrow()
+    }
+    #expect(said.count == 1)
+  }
 }

@@ -19,6 +19,8 @@ final class FakeGrants: GrantSharing {
     var pagesUnshared = 0
     var domains: Set<DomainID> = []
     var fault: XenError?
+    /// The first byte of each page as it was when it was unshared.
+    var bytesAtEnd: [GrantRef: UInt8] = [:]
   }
   private let guarded: Guarded<State>
 
@@ -77,7 +79,11 @@ final class FakeGrants: GrantSharing {
     case .success(let references):
       return SharedPages(baseAddress: base, references: references) { [self] in
         with { state in
-          for reference in references { state.pages[reference] = nil }
+          for (index, reference) in references.enumerated() {
+            state.pages[reference] = nil
+            state.bytesAtEnd[reference] = UnsafeRawPointer(bitPattern: address + index * Page.size)?.load(
+              as: UInt8.self)
+          }
           state.pagesUnshared += count
         }
         free(UnsafeMutableRawPointer(bitPattern: address))
