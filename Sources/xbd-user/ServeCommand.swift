@@ -114,6 +114,9 @@ struct ServeCommand: ParsableCommand {
     } else {
       system = try Systems.libXen(instead: "\"xbd-user serve --loopback memory:1G\"")
     }
+    // The pid file is there until everything has ended.
+    var pid: PidFile?
+    defer { withExtendedLifetime((directory, pid)) {} }
     defer { outside?.stop() }
     var options = frontend.options
     reconnect.apply(to: &options)
@@ -129,13 +132,11 @@ struct ServeCommand: ParsableCommand {
       embedded?.stop()
       throw error
     }
-    // The pid file is there until everything has ended.
-    var pid: PidFile?
-    defer { withExtendedLifetime((directory, pid)) {} }
     let outcome: SessionOutcome
+    let child: ChildCommand?
     do {
       pid = try pidFile.map(PidFile.init)
-      let child = try startCommand(sockets, device, isInherited: !inherited.isEmpty)
+      child = try startCommand(sockets, device, isInherited: !inherited.isEmpty)
       outcome = session.wait(signals: signals, child: child)
     } catch {
       session.stop()
@@ -146,16 +147,34 @@ struct ServeCommand: ParsableCommand {
     if case .failed(let error) = device.state { lost = error.message }
     // What happened to the device comes before what cannot be told of it.
     let reported = Result { try report(session) }
-    switch outcome {
-    case .stopped:
-      if let lost { throw Failure(lost) }
-    case .child(let status):
-      if let lost { Console.note("xbd-user: \(lost)") }
-      if status != 0 { throw ExitCode(status) }
-      if lost != nil { throw ExitCode.failure }
-    case .deviceGone(let sentence): throw Failure(sentence)
+    do {
+      try end(outcome, child, lost)
+    } catch {
+      if case .failure(let unreported) = reported { Console.note("xbd-user: \(unreported)") }
+      throw error
     }
     try reported.get()
+  }
+
+  /// What the command ends with.
+  ///
+  /// - Parameter lost: what was lost, for a person.
+  private func end(_ outcome: SessionOutcome, _ child: ChildCommand?, _ lost: String?) throws {
+    var status: Int32
+    switch outcome {
+    case .deviceGone(let sentence): throw Failure(sentence)
+    case .child(let ended): status = ended
+    case .stopped(let signal):
+      guard let child else {
+        if let lost { throw Failure(lost) }
+        return
+      }
+      // What it was told to end by has ended it, if it has not said anything else by now.
+      status = child.exitStatus(milliseconds: 1000) ?? 128 + signal
+    }
+    if let lost { Console.note("xbd-user: \(lost)") }
+    if status == 0, lost != nil { status = 1 }
+    if status != 0 { throw ExitCode(status) }
   }
 
   /// Connects; a signal that asks for the end ends the waiting.

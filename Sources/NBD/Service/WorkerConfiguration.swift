@@ -23,14 +23,3 @@ public struct WorkerConfiguration: Sendable {
   /// The default bounds.
   public init() {}
 }
-
-extension Duration {
-  /// The duration in nanoseconds; negative ones count as none, endless ones as 292 years.
-  var nanoseconds: UInt64 {
-    let (seconds, attoseconds) = components
-    guard seconds >= 0, attoseconds >= 0 else { return 0 }
-    let (whole, overflow) = UInt64(seconds).multipliedReportingOverflow(by: 1_000_000_000)
-    guard !overflow, whole < UInt64(Int64.max) else { return UInt64(Int64.max) }
-    return whole + UInt64(attoseconds) / 1_000_000_000
-  }
-}

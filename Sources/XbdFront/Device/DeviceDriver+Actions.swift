@@ -67,12 +67,21 @@ extension DeviceDriver {
     }
   }
 
+  /// The device is being closed, for good.
+  var isOnTheWayOut: Bool {
+    switch machine.phase {
+    case .draining: !machine.isRecovering
+    case .closing, .closed: true
+    default: false
+    }
+  }
+
   private func startTimer() {
     let now = MonotonicClock.nanoseconds()
     switch machine.phase {
     case .resettingClosing where machine.isRecovering, .resettingClosed where machine.isRecovering:
       deadline = now &+ (options.reconnectPause * 3).nanoseconds
-    case .draining where !machine.isRecovering, .closing, .closed:
+    case _ where isOnTheWayOut:
       // One time for all steps of the way out: a backend that is dead takes it once, not once for each.
       let end = closeDeadline ?? now &+ options.closeTimeout.nanoseconds
       closeDeadline = end

@@ -167,9 +167,12 @@ final class DeviceDriver {
     switch message {
     case .close(let limit):
       if let limit {
-        closeDeadline = min(limit, MonotonicClock.nanoseconds() &+ options.closeTimeout.nanoseconds)
+        let latest = closeDeadline ?? MonotonicClock.nanoseconds() &+ options.closeTimeout.nanoseconds
+        closeDeadline = min(limit, latest)
       }
       perform(machine.handle(.closeRequested))
+      // A closing that goes on already is to be over by then as well.
+      if let limit, let deadline, isOnTheWayOut { self.deadline = min(deadline, limit) }
     case .backendDied(let sentence):
       perform(machine.handle(.backendDied(sentence)))
     case .backendReplaced:
@@ -298,13 +301,5 @@ final class DeviceDriver {
     let own = try state(location.frontendState)
     written = own
     perform(machine.handle(.resumed(own: own, backend: try backendState())))
-  }
-}
-
-extension Duration {
-  /// Whole nanoseconds; at most what 64 bits hold.
-  var nanoseconds: UInt64 {
-    let (seconds, attoseconds) = components
-    return UInt64(clamping: seconds) &* 1_000_000_000 &+ UInt64(clamping: attoseconds / 1_000_000_000)
   }
 }

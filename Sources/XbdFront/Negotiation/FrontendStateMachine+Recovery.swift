@@ -98,6 +98,7 @@ extension FrontendStateMachine {
   mutating func queuesLetGo() -> [Action] {
     if let own = resumedOwn {
       resumedOwn = nil
+      mustPause = false
       return start(own)
     }
     if mustPause {
@@ -126,6 +127,9 @@ extension FrontendStateMachine {
       return []
     case (.resettingClosed, .closed):
       return beginWaiting()
+    // It lets go at last, and has the time for it that it had at first.
+    case (.resettingClosed, .closing) where holder == .dead:
+      return [.startTimer]
     // NetBSD's is at 4 before it has seen a ring.
     case (.resettingClosed, _) where holder == .successor,
       (.resettingClosed, .initialising) where holder == .dead,

@@ -245,13 +245,13 @@ public final class BlockQueue: @unchecked Sendable {
     return counters
   }
 
-  /// What the queue has done so far, for any thread while the owner runs, or when there is no owner any more.
+  /// What the queue has done so far, for any thread while the owner runs.
   ///
-  /// - Parameter milliseconds: how long the owner may take; an owner that has ended is not waited for longer.
+  /// - Parameter milliseconds: how long the owner may take; after that it is what the owner answered last.
   public func snapshot(milliseconds: Int = 100) -> QueueCounters {
-    guard let answer = try? Handoff<QueueCounters>() else { return QueueCounters() }
+    guard let answer = try? Handoff<QueueCounters>() else { return control.lastCounters }
     control.tell { $0.wantsCounters = answer }
-    return answer.wait(milliseconds: milliseconds) ?? counters
+    return answer.wait(milliseconds: milliseconds) ?? control.lastCounters
   }
 
   /// How the backend broke the protocol, if it did.
@@ -325,7 +325,11 @@ public final class BlockQueue: @unchecked Sendable {
     // Once other queues have come into it, this one looks after them for good.
     if news.relay != nil || !news.relayed.isEmpty { hasRelay = true }
     if news.growPool { core.pointee.pool.tryToGrow() }
-    news.wantsCounters?.put(counters)
+    if let answer = news.wantsCounters {
+      let counters = counters
+      control.lastCounters = counters
+      answer.put(counters)
+    }
   }
 
   /// Lets go of the ring, the granted pages and the event channel.

@@ -59,6 +59,7 @@ final class QueueControl: Sendable {
   private let news = Mutex(QueueNews())
   private let newsArrived = Atomic<Bool>(false)
   private let wakeQueue = Mutex<@Sendable () -> Void>({})
+  private let answered = Mutex(QueueCounters())
   private let report: @Sendable (QueueReport) -> Void
 
   /// - Parameter report: called on the queue's thread; must not wait.
@@ -69,6 +70,12 @@ final class QueueControl: Sendable {
 
   func attach(wake: @escaping @Sendable () -> Void) {
     wakeQueue.withLock { $0 = wake }
+  }
+
+  /// The counters that the queue's thread was asked for last.
+  var lastCounters: QueueCounters {
+    get { answered.withLock { $0 } }
+    set { answered.withLock { $0 = newValue } }
   }
 
   // MARK: From the control thread
@@ -93,7 +100,7 @@ final class QueueControl: Sendable {
   /// Has the queue let go of its ring; what it was told of that ring and has not looked at yet counts before.
   func suspend() {
     tell {
-      $0.failFirst = $0.failEverything
+      $0.failFirst = $0.failEverything ?? $0.failFirst
       $0.failEverything = nil
       $0.refusal = nil
       $0.hold = false

@@ -120,9 +120,11 @@ extension QueueCore {
     }
   }
 
-  /// Takes others' operations into the table, as far as there is room.
+  /// Takes others' operations into the table, as far as there is room; half of it is our own callers'.
   mutating func admitGuests() {
-    while let guest = relays.waiting.first, freeOperation >= 0 {
+    while let guest = relays.waiting.first, freeOperation >= 0,
+      relays.guests.count < Self.operationCapacity / 2
+    {
       relays.waiting.removeFirst()
       let slot = freeOperation
       freeOperation = operations[slot].next
@@ -134,7 +136,6 @@ extension QueueCore {
       operations[slot].isAway = false
       // Its own queue holds the gate for it.
       operations[slot].holdsGate = false
-      if operations[slot].status == .okay, let refusal { operations[slot].status = refusal }
       if guest.fate.isGivenUp.load(ordering: .acquiring) { operations[slot].status = .ioError }
       relays.guests[slot] = guest
       unfinished += 1

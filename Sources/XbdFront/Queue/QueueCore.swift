@@ -187,8 +187,8 @@ struct QueueCore: ~Copyable {
         callersWantPages = false
         return true
       }
-      // Worth waiting for, if the backend has them.
-      if inFlight.count > 0, pagesHeldByCallers + pages <= share {
+      // Worth waiting for, if the backend has them; not if it has them of other queues, of which our caller does not know.
+      if inFlight.count > 0, relays.guests.isEmpty, pagesHeldByCallers + pages <= share {
         counters.waitsForPages &+= 1
         callersWantPages = true
         return false

@@ -47,7 +47,7 @@ struct OperationRecord {
   var isGuest = false
   /// It has had its turn, and goes behind the others with what is left of it.
   var yields = false
-  /// Some request was refused as indirect: run the step again with direct ones.
+  /// Some request was refused as indirect, or a flush as unknown: run the step again without.
   var mustRestart = false
   var status = OperationStatus.okay
   var generation: UInt32 = 0

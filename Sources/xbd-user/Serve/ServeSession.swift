@@ -13,7 +13,7 @@ import XbdFront
 /// Why a session is over.
 enum SessionOutcome {
   /// A signal asked for it.
-  case stopped
+  case stopped(by: Int32)
   /// The command of `--run` has ended.
   case child(Int32)
   /// The device went away by itself.
@@ -27,6 +27,8 @@ final class ServeSession {
   private let outside: OutsideBackend?
   private let reconnects: Bool
   private let changed: Changed
+  /// Nobody runs the queues any more.
+  private var isOver = false
 
   /// Starts to serve.
   init(
@@ -81,7 +83,7 @@ final class ServeSession {
           if let text = try? JSONText.encode(report()) { Console.note(text) }
         default:
           child?.terminate()
-          return .stopped
+          return .stopped(by: signal)
         }
       }
       switch device.state {
@@ -138,6 +140,7 @@ final class ServeSession {
     }
     Self.close(device, within: max(.seconds(1), Self.patience - (ContinuousClock.now - began)))
     embedded?.stop()
+    isOver = true
     return whatIsLost(outcomes, isAlone: isAlone)
   }
 
@@ -192,7 +195,8 @@ final class ServeSession {
   /// What every layer has counted.
   func report() -> ServiceReport {
     ServiceReport(
-      service: server.statistics(), queues: device.queues.map { $0.snapshot() }, backend: embedded?.statistics
+      service: server.statistics(), queues: device.queues.map { isOver ? $0.counters : $0.snapshot() },
+      backend: embedded?.statistics
     )
   }
 }

@@ -325,6 +325,28 @@ import Xen
     #expect(MonotonicClock.nanoseconds() - asked < 5_000_000_000)
   }
 
+  @Test func regression_theShorterOfTwoTimesToCloseInCounts() throws {
+    for limits in [[nil, 200], [200, 60_000]] as [[Int?]] {
+      let (system, device) = try Self.connected { $0.closeTimeout = .seconds(60) }
+      device.queues[0].onCompletion = { _ in }
+      device.queues[0].submit(
+        try #require(
+          device.queues[0].begin(BlockRequest(command: .flush, byteOffset: 0, byteCount: 0), tag: 1)))
+      device.queues[0].poll()
+      system.tree.with { $0.hook = nil }
+      let asked = MonotonicClock.nanoseconds()
+      for limit in limits {
+        if let limit { device.close(within: .milliseconds(limit)) } else { device.close() }
+        _ = device.waitUntilClosed(milliseconds: 20)
+      }
+      eventually("closed") {
+        device.queues[0].poll()
+        return device.waitUntilClosed(milliseconds: 1)
+      }
+      #expect(MonotonicClock.nanoseconds() - asked < 20_000_000_000)
+    }
+  }
+
   @Test func aXenstoreThatIsGoneWithoutAWordIsAskedFor() throws {
     let (system, device) = try Self.connected()
     // No watch fires, as with libxenstore: whoever does not ask learns nothing.

@@ -292,6 +292,42 @@ import Testing
     #expect(guest.queue.unfinishedOperations == 0)
   }
 
+  /// A caller of the host has nothing outstanding: it would wait for ever.
+  @Test(arguments: [(40, 65_536), (1200, 512)])
+  func regression_guestsLeaveRoomForTheHostsOwn(count: Int, size: Int) throws {
+    let (host, guest) = try Self.hostAndGuest()
+    host.backend.judge = { _ in .hold }
+    for index in 0..<count {
+      guard let operation = guest.begin(.write, UInt64(index % 1000 * 512), UInt64(size)) else { break }
+      guest.queue.submit(operation)
+    }
+    Self.settle(host, guest)
+    #expect(host.queue.unfinishedOperations >= min(count, 512))
+    let read = try #require(host.begin(.read, 0, 131_072))
+    host.queue.cancel(read)
+    let flush = try #require(host.begin(.flush, 0, 0))
+    host.queue.cancel(flush)
+    for harness in [guest, host] {
+      harness.control.tell {
+        $0.refusal = .shutdown
+        $0.failEverything = .shutdown
+      }
+    }
+    Self.settle(host, guest)
+    #expect(host.queue.unfinishedOperations == 0 && guest.queue.unfinishedOperations == 0)
+  }
+
+  @Test func regression_aDrainWaitsForWhatIsOnItsWayToAnotherQueue() throws {
+    let (host, guest) = try Self.hostAndGuest()
+    guest.queue.poll()
+    guest.submit(.write, 0, 512, data: [UInt8](repeating: 7, count: 512))
+    guest.queue.poll()
+    for harness in [guest, host] { harness.control.drain(refusing: .shutdown) }
+    Self.settle(host, guest)
+    #expect(guest.takeStatuses() == [.okay])
+    #expect(host.backend.disk[0] == 7)
+  }
+
   /// Its owner was told that it had failed: the next backend must not see it.
   @Test func regression_whatWasGivenUpWhileAnotherQueueHadItIsNotDone() throws {
     let (host, guest) = try Self.hostAndGuest()
