@@ -3,7 +3,6 @@
 // An image as QEMU's xen-block opens it: format and path, the `params` node that libxl writes, the command line, and
 // the lock that QEMU leaves out (it turns its own off for Xen's disks).
 
-import CXen
 import Glibc
 import Platform
 import XbdBack
@@ -41,7 +40,7 @@ final class QEMUDisk {
       format = String(image[..<colon])
       path = Self.absolute(String(image[image.index(after: colon)...]))
       storage = nil
-      lock = locking ? try Self.lock(path, readOnly: readOnly) : nil
+      lock = locking ? try Self.claim(path, readOnly: readOnly) : nil
       return
     }
     if try Self.isQcow2(image) {
@@ -54,7 +53,7 @@ final class QEMUDisk {
       }
       format = "qcow2"
       storage = nil
-      lock = locking ? try Self.lock(image, readOnly: readOnly) : nil
+      lock = locking ? try Self.claim(image, readOnly: readOnly) : nil
     } else {
       // What the reference backend refuses is no disk for QEMU either.
       let opened = try options.open(image, readOnly: readOnly)
@@ -114,25 +113,9 @@ final class QEMUDisk {
     return read(file, &magic, 4) == 4 && magic == [0x51, 0x46, 0x49, 0xFB]
   }
 
-  /// Locks the file; what is no file here is left to QEMU.
-  private static func lock(_ path: String, readOnly: Bool) throws -> OwnedDescriptor? {
-    var status = stat()
-    // As `FileStorage` claims a block device.
-    let isClaimed = !readOnly && stat(path, &status) == 0 && cxen_is_block_device(status.st_mode) != 0
-    let raw = open(
-      path, (readOnly ? O_RDONLY : O_RDWR) | (isClaimed ? O_EXCL : 0) | O_CLOEXEC | O_NONBLOCK)
-    guard raw >= 0 else {
-      if errno == ENOENT { return nil }
-      if errno == EBUSY {
-        throw Failure("the block device \(path) is in use, mounted or by another program; stop that first")
-      }
-      throw Failure("cannot open the image \(path): \(String(cString: strerror(errno)))")
-    }
-    let file = OwnedDescriptor(raw)
-    guard cxen_lock_whole_file(file.raw, readOnly ? 0 : 1) == 0 else {
-      throw Failure("the image \(path) is in use by another program; stop that one first")
-    }
-    return file
+  /// What is no file here is left to QEMU.
+  private static func claim(_ path: String, readOnly: Bool) throws -> OwnedDescriptor? {
+    try FileStorage.claim(path, readOnly: readOnly, patience: StorageArguments.lockPatience)
   }
 
   private static func absolute(_ path: String) -> String {

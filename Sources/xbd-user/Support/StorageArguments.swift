@@ -88,6 +88,9 @@ struct StorageArguments: ParsableArguments {
     return words
   }
 
+  /// Milliseconds in which a backend that was killed may let go of its image.
+  static let lockPatience: UInt64 = 1000
+
   /// Opens the disk.
   ///
   /// - Parameter specification: a path, memory:SIZE or null:SIZE.
@@ -101,7 +104,7 @@ struct StorageArguments: ParsableArguments {
     return try kind.open(
       StorageOptions(
         readOnly: readOnly, createByteCount: try size.map { try ByteSize.parse($0) },
-        sectorSize: sectorSize ?? 512, lockPatience: 1000))
+        sectorSize: sectorSize ?? 512, lockPatience: Self.lockPatience))
   }
 
   /// What the backend offers and how it behaves.
