@@ -3,6 +3,7 @@
 // Faults on purpose: each meets the request it is meant for, and no other.
 
 import Blkif
+import Glibc
 import Testing
 
 @testable import XbdBack
@@ -74,6 +75,45 @@ import Testing
       let second = frontend.enqueue(.read, sector: 0, [page(2)])
       _ = try frontend.wait(for: first)
       #expect(frontend.answered == [second, first])
+    }
+  }
+
+  /// Its range was checked before it waited, and the disk became shorter meanwhile.
+  @Test func regression_aBarrierThatWaitedDoesNotMakeTheFileLongerAgain() throws {
+    try withBackend { frontend, backend in
+      let scratch = try ScratchDirectory()
+      let path = scratch.file("disk")
+      try makeImage(path, byteCount: 1 << 20)
+      let plan = try FaultPlan(parsing: ["delay=300:flush@1"])
+      try frontend.connect(backend, try FileStorage(path: path), .colocated { $0.faults = plan })
+      let flush = frontend.enqueue(.flush, sector: 0, [])
+      let barrier = frontend.enqueue(.writeBarrier, sector: 2040, [page(frontend.dataPage)])
+      try frontend.publishRequests()
+      _ = frontend.device?.colocatedQueue(0)?.run()
+      try frontend.collect()
+      #expect(frontend.answered.isEmpty)
+      try frontend.device?.resize(to: 1 << 19)
+      #expect(try frontend.wait(for: flush).status == 0)
+      #expect(try frontend.wait(for: barrier).status == -1)
+      var status = stat()
+      #expect(stat(path, &status) == 0 && status.st_size == 1 << 19)
+      #expect(try frontend.perform(.writeBarrier, sector: 1016, [page(frontend.dataPage)]) == 0)
+    }
+  }
+
+  /// A frontend that sleeps would sleep on.
+  @Test func regression_aNotificationThatFailedForWantOfADescriptorIsTriedAgain() throws {
+    try withBackend { frontend, backend in
+      try frontend.connect(
+        backend, try MemoryStorage(byteCount: 1 << 20), .colocated { $0.execution = .ownThread })
+      _ = try frontend.channels.nextPending()
+      _ = frontend.enqueue(.read, sector: 0, [page(frontend.dataPage)])
+      #expect(frontend.arm())
+      frontend.xen.refuseNotifications(3, except: frontend.channels)
+      try frontend.publishRequests()
+      var entry = pollfd(fd: frontend.channels.fileDescriptor, events: Int16(POLLIN), revents: 0)
+      #expect(poll(&entry, 1, 20_000) == 1)
+      #expect(frontend.device?.statistics.notificationsSent == 1)
     }
   }
 

@@ -232,6 +232,53 @@ import Xen
     }
   }
 
+  /// The toolstack may take it away while the backend lets go of a ring.
+  @Test func regression_aDirectoryThatIsGoneIsNotMadeAgain() throws {
+    for isConnected in [true, false] {
+      try withBackend { frontend, backend in
+        let storage = try MemoryStorage(byteCount: 1 << 20)
+        if isConnected {
+          try frontend.connect(backend, storage)
+        } else {
+          frontend.device = try backend.add(directory: TestFrontend.back, storage: storage)
+        }
+        let device = try #require(frontend.device)
+        backend.control.withLock {
+          frontend.xen.remove(TestFrontend.back)
+          device.announce()
+        }
+        #expect(device.isRemoved)
+        #expect(frontend.node("state") == nil)
+        #expect(frontend.xen.mappedPages == 0)
+        #expect(backend.allDevices.isEmpty)
+      }
+    }
+  }
+
+  /// A domain that migrates before its frontend has connected (LoopbackToolstack.migrate).
+  @Test func regression_aDeviceThatIsMadeAnewIsOfferedAnew() throws {
+    try withBackend { frontend, backend in
+      let device = try backend.add(
+        directory: TestFrontend.back, storage: try MemoryStorage(byteCount: 1 << 20))
+      #expect(frontend.backState == "2" && frontend.node("max-ring-page-order") != nil)
+      for _ in 0..<2 {
+        frontend.xen.remove("\(TestFrontend.back)/max-ring-page-order")
+        frontend.xen.write("\(TestFrontend.back)/state", "1")
+        #expect(eventually { frontend.backState == "2" })
+        #expect(frontend.node("max-ring-page-order") != nil)
+      }
+      #expect(device.state == .initWait)
+    }
+    for own in [XenbusState.initWait, .connected, .closing, .closed] {
+      var machine = XenbusMachine(own: own)
+      let actions = machine.toolstack(
+        node: .state(.initialising), frontend: .state(.initialising), online: true)
+      #expect(actions == [.disconnect, .disconnect, .offer(.initWait)])
+      #expect(
+        machine.toolstack(node: .state(.initWait), frontend: .state(.initialising), online: true).isEmpty)
+    }
+  }
+
   static let malformed: [(String, String?)] = [
     ("ring-ref", nil), ("ring-ref", ""), ("ring-ref", "x"), ("ring-ref", "-1"), ("ring-ref", "4294967296"),
     ("ring-ref", "1000000"), ("event-channel", nil), ("event-channel", "0"), ("event-channel", "77"),

@@ -46,7 +46,7 @@ extension BackendDevice {
     switch configuration.sizeChange {
     case .atOnce: publish([node], .connected)
     case .inTwoSteps:
-      try? backend.store.write("\(directory)/\(node.0)", node.1)
+      publish([node], nil)
       announce()
     case .silent: break
     }

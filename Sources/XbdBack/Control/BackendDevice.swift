@@ -210,7 +210,8 @@ public final class BackendDevice: @unchecked Sendable {
     }
     let found = queues.reduce(into: Withdrawal()) { $0.formUnion($1.queue.withdrawn) }
     if found != withdrawn {
-      for key in found.subtracting(withdrawn).keys { try? backend.store.write("\(directory)/\(key)", "0") }
+      publish(found.subtracting(withdrawn).keys.map { ($0, "0") }, nil)
+      if removed { return }
       withdrawn = found
     }
     guard !reportedViolation else { return }
@@ -233,7 +234,8 @@ public final class BackendDevice: @unchecked Sendable {
   }
 
   private func perform(_ actions: [XenbusMachine.Action]) {
-    for action in actions {
+    // One of them may have found that the device has been taken away.
+    for action in actions where !removed {
       switch action {
       case .disconnect: disconnect()
       case .offer(let state): offer(state)
@@ -291,7 +293,7 @@ public final class BackendDevice: @unchecked Sendable {
       // An earlier complaint is over before the frontend hears that it is connected.
       try? backend.store.remove(errorNode)
       if publishing {
-        try write(nodes.nodes(configuration.publication.connected), .connected)
+        guard try write(nodes.nodes(configuration.publication.connected), .connected) else { return vanish() }
       }
       logger.info(
         "connected: \(offered.rings.count) queue(s) of \(offered.rings[0].references.count) page(s), \(offered.abi.rawValue)\(parameters.persistent ? ", persistent grants" : "")"
@@ -329,23 +331,36 @@ public final class BackendDevice: @unchecked Sendable {
     logger.info("removed")
   }
 
-  func publish(_ list: [(String, String)], _ state: XenbusState) {
+  /// Writes nodes, and a state if it is to be another one or its watch is to fire.
+  func publish(_ list: [(String, String)], _ state: XenbusState?) {
     do throws(XenError) {
-      try write(list, state)
+      if try !write(list, state) { vanish() }
     } catch {
-      logger.error("cannot publish state \(state): \(error)")
+      logger.error("cannot publish \(state.map { "state \($0)" } ?? "nodes"): \(error)")
       if error.code == .disconnected { backend.becomeDeaf() }
     }
   }
 
-  /// Writes nodes and a state, all at once.
-  private func write(_ list: [(String, String)], _ state: XenbusState) throws(XenError) {
-    let state = String(state.rawValue)
+  /// Writes all at once.
+  ///
+  /// - Returns: false when the toolstack has taken the directory away; writing would make it again (Linux
+  ///   xenbus_switch_state).
+  private func write(_ list: [(String, String)], _ state: XenbusState?) throws(XenError) -> Bool {
     let directory = directory
-    try backend.store.transaction { (transaction) throws(XenError) in
-      for (key, value) in list { try transaction.write("\(directory)/\(key)", value) }
-      try transaction.write("\(directory)/\(Key.state)", state)
+    var nodes = list
+    if let state { nodes.append((Key.state, String(state.rawValue))) }
+    return try backend.store.transaction { (transaction) throws(XenError) in
+      guard try transaction.read("\(directory)/\(Key.frontend)") != nil else { return false }
+      for (key, value) in nodes { try transaction.write("\(directory)/\(key)", value) }
+      return true
     }
+  }
+
+  /// The device was found to have been taken away, before a watch has said so.
+  private func vanish() {
+    perform(machine.toolstack(node: .missing, frontend: .missing, online: false))
+    // Whoever is to be told is told by the control thread.
+    backend.queueChanged()
   }
 
   func announce() { publish([], machine.own) }

@@ -221,6 +221,12 @@ struct XenbusMachine: Equatable {
     case .missing:
       own = .closed
       return [.disconnect, .remove]
+    case .state(.initialising) where own != .initialising && online:
+      // It has made the device anew, as for a domain that was restored: nothing of what was offered is there any more.
+      own = .initialising
+      hasOffered = false
+      isAttached = false
+      return [.disconnect] + self.frontend(frontend, online: online)
     case .state(.closing) where own != .closing && own != .closed:
       own = .closing
       return frontend.isActive ? [] : close(online: online)

@@ -157,10 +157,7 @@ internal import Xen
       guard isAttached else { return false }
       let already = engine.violation != nil
       let didSomething = engine.run()
-      if engine.mustNotify {
-        engine.mustNotify = false
-        if notifies { notify() }
-      }
+      if engine.mustNotify, !notifies || notify() { engine.mustNotify = false }
       if !already { broken = engine.violation }
       losesRing = engine.hasLostRing && !hasLostRing
       if engine.withdrawn != reported {
@@ -188,7 +185,7 @@ internal import Xen
   }
 
   /// Tells the frontend that there is something, although there is not.
-  func notifyFrontend() { monitor.withLock { notify() } }
+  func notifyFrontend() { monitor.withLock { _ = notify() } }
 
   /// Ends the thread, waits for the workers, and lets go of every page and the port.
   ///
@@ -221,10 +218,16 @@ internal import Xen
     return statistics
   }
 
-  private func notify() {
-    engine.statistics.notificationsSent &+= 1
-    // It fails only when the handle is gone, and then so is the frontend.
-    try? channels.notify(port)
+  /// - Returns: false when it has to be tried again: there is no descriptor left for the frontend's.
+  private func notify() -> Bool {
+    do throws(XenError) {
+      try channels.notify(port)
+      engine.statistics.notificationsSent &+= 1
+      return true
+    } catch {
+      // All else means that the handle is gone, and then so is the frontend.
+      return error.code != .limitReached
+    }
   }
 
   // MARK: The queue's own thread
@@ -260,7 +263,7 @@ internal import Xen
       }
       guard arm() else { continue }
       let count = box.loop.wait(milliseconds: idleTimeout)
-      if count == 0 { monitor.withLock { engine.purge() } }
+      if count == 0 { monitor.withLock { if !engine.mustNotify { engine.purge() } } }
       for index in 0..<count where box.loop.event(index).token == Token.channel {
         if let port = (try? channels.nextPending()) ?? nil { masked = port }
       }
@@ -270,9 +273,10 @@ internal import Xen
 
   private func arm() -> Bool { monitor.withLock { engine.arm() } }
 
-  /// Milliseconds after which idle grants are looked at; nil while there are none.
+  /// Milliseconds after which idle grants are looked at, or a notification is tried again; nil while there are none.
   private var idleTimeout: Int32? {
     monitor.withLock {
+      if engine.mustNotify { return 10 }
       let seconds = engine.parameters.configuration.persistentUnusedSeconds
       guard seconds > 0, engine.persistent.count > 0 else { return nil }
       return Int32(min(seconds, 10)) * 1000

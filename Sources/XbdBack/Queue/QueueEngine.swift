@@ -284,8 +284,14 @@ internal import Xen
   /// - Returns: whether requests may be taken again.
   private mutating func tryBarrier() -> Bool {
     guard let slot = barrier, !barrierIsAway, away == 0 else { return barrier == nil }
-    barrierIsAway = true
-    dispatch(slot)
+    // The disk may have become shorter since the range was checked.
+    let (end, isEndless) = pending[slot].work.byteOffset.addingReportingOverflow(pending[slot].work.byteCount)
+    if pending[slot].hasBody, isEndless || end > sectorCount &* UInt64(BlkIf.sectorSize) {
+      self.end(slot, .failed(EIO))
+    } else {
+      barrierIsAway = true
+      dispatch(slot)
+    }
     return barrier == nil
   }
 

@@ -26,6 +26,8 @@ final class FakeXen: @unchecked Sendable {
   private var peers: [UInt32: UInt32] = [:]
   private var nextPort: UInt32 = 1
   private var mapsAllowed = Int.max
+  private var notificationsRefused = 0
+  private weak var refusesNot: FakeChannels?
   private var mapRefusal = XenError.Code.limitReached
 
   init(pageCount: Int = 2048) {
@@ -48,6 +50,21 @@ final class FakeXen: @unchecked Sendable {
     lock.withLock { _ in for reference in references { granted[reference] = writable } }
   }
   func revoke(_ reference: UInt32) { lock.withLock { _ in granted[reference] = nil } }
+  /// The next notifications fail, as they do for want of a descriptor.
+  func refuseNotifications(_ count: Int, except own: FakeChannels) {
+    lock.withLock { _ in
+      notificationsRefused = count
+      refusesNot = own
+    }
+  }
+  fileprivate func payForNotification(_ sender: FakeChannels) throws(XenError) {
+    let isRefused = lock.withLock { _ in
+      if sender === refusesNot { return false }
+      defer { notificationsRefused = max(0, notificationsRefused - 1) }
+      return notificationsRefused > 0
+    }
+    if isRefused { throw XenError(.limitReached, "no descriptor") }
+  }
   /// Pages that the backend has mapped now.
   var mappedPages: Int { lock.withLock { _ in mappings.values.reduce(0, +) } }
   var mapCalls: Int { lock.withLock { _ in maps } }
@@ -236,7 +253,10 @@ final class FakeChannels: EventChannels {
   func bindInterdomain(remote: DomainID, port: EventChannelPort) throws(XenError) -> EventChannelPort {
     EventChannelPort(try xen.bind(self, peer: port.rawValue))
   }
-  func notify(_ port: EventChannelPort) throws(XenError) { xen.notify(port.rawValue) }
+  func notify(_ port: EventChannelPort) throws(XenError) {
+    try xen.payForNotification(self)
+    xen.notify(port.rawValue)
+  }
   func unbind(_ port: EventChannelPort) throws(XenError) { xen.unbind(port.rawValue) }
   func nextPending() throws(XenError) -> EventChannelPort? {
     state.withLock { state in

@@ -133,6 +133,9 @@ final class TestFrontend {
     }
   }
 
+  /// Asks for a notification of the next response.
+  func arm() -> Bool { ring?.armNotification() ?? false }
+
   /// Takes the responses there are.
   func collect() throws {
     guard let available = try ring?.availableResponses() else { return }
