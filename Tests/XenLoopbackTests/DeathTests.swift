@@ -124,12 +124,26 @@ import Xen
     eventually("the byte") { (pages.baseAddress + 10).load(as: UInt8.self) == 0 }
   }
 
-  @Test func aHundredDeathsLeakNothing() throws {
+  /// As far as a join gets that is killed between counting a page in the domain and in itself.
+  @Test func regression_pagesCountedByHalfAreForgottenWithTheLastJoin() throws {
+    let machine = try Machine(pageLimit: 64)
+    try memory(of: 1, machine).header.pagesShared.addRelaxed(64)
+    do {
+      let front = try machine.join(1)
+      #expect(throws: XenError.self) {
+        _ = try front.openGrantSharing().share(pages: 1, with: .dom0, writable: true)
+      }
+    }
+    try eventually("the join ending") { try machine.toolstack.status(of: DomainID(1)).joins == 0 }
+    let next = try machine.join(1)
+    #expect(try next.openGrantSharing().share(pages: 64, with: .dom0, writable: true).pageCount == 64)
+  }
+
+  @Test func twentyDeathsLeakNothing() throws {
     let machine = try Machine(pageLimit: 64)
     let front = try machine.join(1)
     let sharing = try front.openGrantSharing()
     let events = try front.openEventChannels()
-    let descriptors = openDescriptors()
     for _ in 0..<20 {
       let port = try events.bindUnbound(remote: .dom0)
       let pages = try sharing.share(pages: 60, with: .dom0, writable: true)
@@ -156,8 +170,7 @@ import Xen
       (8..<memory.header.grantHighWater.loadRelaxed())
         .allSatisfy { memory.grant($0).word.loadAcquiring() == 0 }
     }
-    // Other tests of this process open and close descriptors too, so only a leak for each death shows.
-    #expect(openDescriptors() < descriptors + 200)
+    // (Descriptors: Tests/interop/hundred-attaches.sh, as other tests of this process open and close some.)
   }
 
   @Test func aJoinInTheSameProcessGivesBackWhatItHeldWhenItsHandlesAreGone() throws {
@@ -229,10 +242,6 @@ import Xen
 
   private func memory(of domain: UInt16, _ machine: Machine) throws -> DomainMemory {
     try LoopbackConnection(directory: machine.host.directory, domain: 2, policy: .perVCPU).memory(of: domain)
-  }
-
-  private func openDescriptors() -> Int {
-    (0..<4096).reduce(0) { $0 + (fcntl(Int32($1), F_GETFD) == -1 ? 0 : 1) }
   }
 }
 

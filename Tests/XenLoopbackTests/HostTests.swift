@@ -40,6 +40,43 @@ import Xen
     #expect(!other.isConnected)
   }
 
+  @Test func regression_aDestroyedDomainTakesTheBackendsOfItsDevicesAlong() throws {
+    let machine = try Machine()
+    let toolstack = machine.toolstack
+    let disks = [
+      LoopbackBlockDevice(virtualDevice: 51712, name: "xvda", frontend: DomainID(1)),
+      LoopbackBlockDevice(virtualDevice: 51728, name: "xvdb", frontend: DomainID(1), kind: "qdisk"),
+      LoopbackBlockDevice(virtualDevice: 51712, name: "xvda", frontend: DomainID(1), backend: DomainID(2)),
+    ]
+    let other = LoopbackBlockDevice(virtualDevice: 51712, name: "xvda", frontend: DomainID(2))
+    for disk in [disks[0], disks[1], other] { try toolstack.attach(disk) }
+    try toolstack.forget(disks[0])
+    try toolstack.attach(disks[2])
+    // A domain may say that its backend is somewhere else, or nowhere.
+    try toolstack.store.write("\(disks[1].frontendPath)/backend", other.backendPath)
+    try toolstack.destroyDomain(DomainID(1))
+    for disk in disks {
+      #expect(try toolstack.store.list(disk.backendPath) == nil)
+      #expect(try toolstack.store.list(disk.frontendPath) == nil)
+    }
+    #expect(try toolstack.store.read("\(other.backendPath)/state") == "1")
+    // The next domain of that number has no devices until it is given some.
+    try toolstack.createDomain(DomainID(1))
+    for disk in disks.dropFirst() { try toolstack.attach(disk) }
+  }
+
+  @Test func aToolstackThatDiedInTheMiddleOfDestroyingIsFollowedByAnother() throws {
+    let machine = try Machine()
+    let disk = LoopbackBlockDevice(virtualDevice: 51712, name: "xvda", frontend: DomainID(1))
+    try machine.toolstack.attach(disk)
+    _ = try ControlClient(machine.host.directory).call(ControlMessage(.destroyDomain, a: 1))
+    #expect(try machine.toolstack.store.read("\(disk.backendPath)/state") == "1")
+    try machine.toolstack.destroyDomain(DomainID(1))
+    #expect(try machine.toolstack.store.list(disk.backendPath) == nil)
+    #expect(try machine.toolstack.store.list("/local/domain/1") == nil)
+    #expect(throws: XenError.self) { try machine.toolstack.destroyDomain(DomainID(1)) }
+  }
+
   @Test func aDirectoryThatOthersMayEnterIsRefused() throws {
     let directory = try makeTemporaryPath("loopback")
     #expect(mkdir(directory, 0o755) == 0)

@@ -20,6 +20,8 @@ extension HostMachine {
     finishInterruptedWork(join)
     for handle in Array(handles.values) where handle.join === join { closeHandle(handle) }
     remove(join)
+    // One that died between the two counts has left its pages in the domain's.
+    if domain.joins.isEmpty { domain.memory.header.pagesShared.storeRelaxed(0) }
     // It may have died between setting a port pending and waking its owner. A look in vain costs nothing.
     for handle in handles.values { kick(handle) }
     for peer in peers { lostPeer(join.domain, peer) }

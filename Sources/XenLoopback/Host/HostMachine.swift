@@ -221,7 +221,7 @@ final class HostMachine {
         PortEntry.state(.unbound, domain: handle.join.domain, port: 0))
     }
     entry.state.storeReleasing(PortEntry.state(.free, domain: 0, port: 0))
-    entry.handle.storeRelaxed(0)
+    entry.handle.storeReleasing(0)
     entry.bits.storeReleasing(0)
     domain.portsInUse[Int(port)] = false
     domain.portCount -= 1
