@@ -150,7 +150,7 @@ public struct TargetRequest: Sendable {
   public var keepAllocated: Bool
   /// The first byte.
   public var byteOffset: UInt64
-  /// How many bytes; up to `UInt32.max` for read and write.
+  /// How many bytes; up to `Export.maximumPayload` for read and write.
   public var byteCount: UInt64
 
   /// A request.

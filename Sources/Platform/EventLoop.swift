@@ -40,7 +40,8 @@ public struct Event {
 
 /// An epoll instance with a buffer for its events, owned by one thread.
 ///
-/// Level-triggered: a descriptor that stays ready is reported by every wait.
+/// Level-triggered: a descriptor that stays ready is reported by every wait, unless EPOLLET is
+/// among what it is watched for.
 @safe public struct EventLoop: ~Copyable {
   private let descriptor: OwnedDescriptor
   private let buffer: UnsafeMutableBufferPointer<epoll_event>

@@ -28,6 +28,7 @@ public final class MemoryDisk: @unchecked Sendable {
   private let pace = Atomic<UInt64>(0)
   private let tellings = Atomic<Int>(0)
   private let poor = Atomic(false)
+  private let empty = Atomic(false)
 
   /// Flushes completed.
   public var flushCount: Int { flushes.load(ordering: .sequentiallyConsistent) }
@@ -94,6 +95,10 @@ public final class MemoryDisk: @unchecked Sendable {
   /// Wakes nobody: between two requests.
   public func losesFeatures() { poor.store(true, ordering: .sequentiallyConsistent) }
   var isPoor: Bool { poor.load(ordering: .relaxed) }
+
+  /// Operations have no memory to show from now on, as when what they had could not be saved.
+  public func losePayloads() { empty.store(true, ordering: .sequentiallyConsistent) }
+  var hasLostPayloads: Bool { empty.load(ordering: .relaxed) }
 
   /// Lets every operation end like this; nil for success.
   public func fail(with status: TargetStatus?) {
@@ -217,6 +222,7 @@ public final class MemoryTarget: BlockTarget {
   public func vectors(
     of operation: TargetOperation, from byteOffset: Int, into vectors: UnsafeMutableBufferPointer<iovec>
   ) -> Int {
+    if disk.hasLostPayloads { return 0 }
     let index = Int(operation.rawValue)
     let total = Int(operations[index].request.byteCount)
     let list = operationPages + index * pagesPerOperation

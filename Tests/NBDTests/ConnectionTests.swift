@@ -182,6 +182,19 @@ import Testing
     #expect(service.disk.cancelledCount == 1)
   }
 
+  /// The header of a good reply may have left already.
+  @Test(arguments: [ReplyStyle.simple, .structured])
+  func regression_aReplyWhoseDataIsGoneEndsTheConnectionAndNotTheWorkersRest(style: ReplyStyle) throws {
+    let service = try Service()
+    let client = try TestClient(service.worker, style)
+    service.disk.losePayloads()
+    #expect(throws: ClientError.self) { _ = try client.read(0, 4096) }
+    try client.waitForClose()
+    let other = try TestClient(service.worker, style)
+    #expect(try other.call(NBDCommand.flush).error == 0)
+    #expect(service.disk.outstandingCount == 0)
+  }
+
   @Test func aClientMayNotHoldMoreRequestsThanItsBound() throws {
     let service = try Service(configuration: { $0.maximumRequestsPerConnection = 8 })
     let client = try TestClient(service.worker, .simple)
@@ -225,7 +238,7 @@ import Testing
   }
 
   @Test func aHandshakeThatIsNeverFinishedIsDropped() throws {
-    let service = try Service(configuration: { $0.handshakeTimeout = .milliseconds(100) })
+    let service = try Service(configuration: { $0.handshakeTimeout = .seconds(2) })
     let other = try TestClient(service.worker, .simple)
     let slow = try TestClient(service.worker)
     try slow.greet()
@@ -235,7 +248,7 @@ import Testing
   }
 
   @Test func aHandshakeOfAByteNowAndThenIsDroppedAsWell() throws {
-    let service = try Service(configuration: { $0.handshakeTimeout = .milliseconds(200) })
+    let service = try Service(configuration: { $0.handshakeTimeout = .seconds(2) })
     let slow = try TestClient(service.worker)
     try slow.greet()
     let option = TestClient.option(NBDOption.list)
@@ -243,7 +256,7 @@ import Testing
     #expect(throws: ClientError.self) {
       for byte in option + option + option {
         try slow.send([byte])
-        usleep(40_000)
+        usleep(400_000)
       }
     }
     #expect(service.worker.statistics()[.handshakesFailed] == 1)

@@ -33,16 +33,21 @@ public final class ListeningSocket: Sendable {
   /// What the socket is bound to.
   public let address: Address
   private let ownedPath: String?
+  /// What lay there when it was ours.
+  private let owned: FileIdentity?
 
   private init(_ descriptor: consuming OwnedDescriptor, _ address: Address, ownedPath: String? = nil) {
     self.descriptor = descriptor
     self.address = address
     self.ownedPath = ownedPath
+    owned = ownedPath.flatMap { FileIdentity($0) }
   }
 
   deinit {
+    // Another server may have taken the place.
+    guard let ownedPath, let owned, owned == FileIdentity(ownedPath) else { return }
     // SAFETY: the call reads the string, which is there for as long as it lasts.
-    if let ownedPath { _ = unsafe unlink(ownedPath) }
+    _ = unsafe unlink(ownedPath)
   }
 
   /// Listens on a Unix socket that only this user may connect to.

@@ -48,6 +48,7 @@ extension WorkerLoop {
       table[connection.pointee.replyTail].pointee.next = index
     } else {
       connection.pointee.replyHead = index
+      connection.pointee.lastProgress = state.pointee.now
     }
     connection.pointee.replyTail = index
     connection.pointee.unsentBytes += slot.pointee.dataLength
@@ -95,6 +96,11 @@ extension WorkerLoop {
     let connection = connections[index]
     gather(connection)
     let offered = transfer.pointee.byteCount
+    guard offered > 0 else {
+      // The data of a reply that has begun is gone: nothing that the client would understand can follow.
+      close(index)
+      return false
+    }
     let sent = transfer.pointee.send(to: connection.pointee.descriptor)
     if sent < 0 { return sendFailed(index) }
     counters.add(.sends)

@@ -164,6 +164,8 @@ extension WorkerLoop {
       slot.pointee.state = .receiving
       connection.pointee.payloadSlot = slotIndex
       connection.pointee.payloadReceived = 0
+      // Its time begins with its memory: until now it may have waited for that.
+      connection.pointee.lastProgress = state.pointee.now
       connection.pointee.quota.expectsHeader(size)
       return (nil, 0)
     }
