@@ -41,8 +41,9 @@ struct BackendCommand: ParsableCommand {
   @Option(help: ArgumentHelp("The domain that uses the device, by number or name.", valueName: "domain"))
   var frontendDomain: String?
 
-  @Option(name: [.long, .customLong("vdev")], help: "The device's name or number in that domain.")
-  var device = "xvda"
+  @Option(
+    name: [.long, .customLong("vdev")], help: "The device's name or number in that domain (default: xvda).")
+  var device: String?
 
   @Option(
     help: ArgumentHelp(
@@ -69,7 +70,7 @@ struct BackendCommand: ParsableCommand {
   var storage: StorageArguments
 
   mutating func validate() throws {
-    if backendPath != nil, frontendDomain != nil || kind != nil {
+    if backendPath != nil, frontendDomain != nil || kind != nil || device != nil {
       throw ValidationError("a backend's path names domain, kind and device already")
     }
     guard !wait || backendPath != nil else {
@@ -146,8 +147,9 @@ struct BackendCommand: ParsableCommand {
     // Domain 0 may be without the node.
     let own = DomainID(try store.read("domid").flatMap { UInt16($0) } ?? 0)
     if let backendPath { return try DeviceDirectories(backendPath: backendPath, own: own) }
-    guard let device = VirtualDevice(device) else {
-      throw Failure("\"\(self.device)\" is no virtual block device; give a name (xvdb) or a number (51728)")
+    let name = device ?? "xvda"
+    guard let device = VirtualDevice(name) else {
+      throw Failure("\"\(name)\" is no virtual block device; give a name (xvdb) or a number (51728)")
     }
     let frontend = try frontendDomain.map { try domain($0, store) } ?? loopbackFrontend
     // Linux loads blkback for every "vbd" in a domain with a kernel of its own.

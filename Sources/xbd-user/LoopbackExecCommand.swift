@@ -69,9 +69,9 @@ struct LoopbackPlace: ParsableArguments {
     if let directory {
       // The look says in a sentence what the program would say in its own way.
       let place = try LoopbackDomain(joining: directory, domain: DomainID(domain))
-      let environment = DropIn.environment(library, place)
+      let variables = DropIn.variables(library, place)
       withExtendedLifetime(place) {}
-      throw DropIn.replaceProcess(program, environment)
+      throw DropIn.replaceProcess(program, variables)
     }
     let signals = try Signals([SIGTERM, SIGINT, SIGHUP, SIGCHLD])
     let temporary = try TemporaryDirectory()

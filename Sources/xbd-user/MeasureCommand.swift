@@ -32,7 +32,7 @@ struct MeasureCommand: ParsableCommand {
   @Flag(help: "For loads that write: what the device holds may be lost.")
   var overwrite = false
 
-  @Option(help: ArgumentHelp("Bytes of a request, a multiple of 512.", valueName: "size"))
+  @Option(help: ArgumentHelp("Bytes of a request, a multiple of the device's sector.", valueName: "size"))
   var block = "4K"
 
   @Option(help: ArgumentHelp("Requests that each queue keeps in flight.", valueName: "n"))
@@ -134,8 +134,17 @@ struct MeasureCommand: ParsableCommand {
         until: start + UInt64(seconds) * 1_000_000_000)
     }
     nonisolated(unsafe) let handed = loads
-    let threads = try handed.indices.map { index in
-      try DedicatedThread(name: "measure-\(index)") { handed[index].run() }
+    var threads: [DedicatedThread] = []
+    do {
+      for index in handed.indices {
+        threads.append(try DedicatedThread(name: "measure-\(index)") { handed[index].run() })
+      }
+    } catch {
+      for load in loads { load.stop() }
+      for thread in threads { thread.join() }
+      throw Failure(
+        "no thread for queue \(threads.count) of \(loads.count): \(error); see ulimit -u, or take fewer --queues"
+      )
     }
     watch(device, signals, handed, start)
     for thread in threads { thread.join() }

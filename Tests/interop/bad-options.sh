@@ -24,6 +24,8 @@ complains "nonsense" nonsense
 complains "--socket" serve --loopback memory:1M --socket ''
 complains "--gntalloc-limit" serve xvda --loopback "$dir" --gntalloc-limit 100
 complains "--size" serve xvda --loopback "$dir" --size 1M
+complains "--reconnect" serve --loopback memory:1M --reconnect-timeout 5
+complains "path names" backend memory:1M /local/domain/0/backend/vbd/1/51728 --loopback "$dir" --vdev xvdb
 complains "--size" measure xvda --loopback "$dir" --size 1M
 complains "--size" serve --loopback "raw:$dir/disk.img" --backend none --size 1M
 [ -e /dev/xen ] || {

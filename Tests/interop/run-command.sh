@@ -29,3 +29,32 @@ reap "$server"
 expect "the status of a server whose backend was killed" "$status" 1
 gone() { ! alive "$command"; }
 eventually gone
+
+# A signal that ends the server ends the command as well, and neither calls that a success.
+backend=reference
+for signal in TERM INT; do
+  start cut env --default-signal=INT "$XBD_USER" serve --loopback memory:1M --run "echo >'$dir/$signal'; exec sleep 600"
+  server=$pid
+  eventually test -s "$dir/$signal"
+  kill -"$signal" "$server"
+  reap "$server"
+  # The command is told to end by SIGTERM in either case.
+  expect "the status of a server that SIG$signal ended with its command" "$status" 143
+done
+# One that ends well all the same says so.
+start well "$XBD_USER" serve --loopback memory:1M \
+  --run "trap 'exit 0' TERM; echo >'$dir/well'; while :; do sleep 0.1; done"
+server=$pid
+eventually test -s "$dir/well"
+kill -TERM "$server"
+reap "$server"
+expect "the status of a command that ends well when it is told to" "$status" 0
+
+# Variables are bytes, and what cannot be written is said beside what was worse.
+# shellcheck disable=SC2016
+X=$(printf '\377') "$XBD_USER" serve --loopback memory:1M --run 'printf %s "$X" | od -An -tx1' >"$dir/bytes"
+expect "a variable that is not UTF-8" "$(tr -d ' ' <"$dir/bytes")" ff
+status=0
+"$XBD_USER" serve --loopback memory:1M --run 'exit 3' --stats-file "$dir/none/stats" 2>"$dir/said" || status=$?
+expect "the command's status without statistics" "$status" 3
+contains "what is said of the statistics" "$(cat "$dir/said")" "$dir/none/stats"

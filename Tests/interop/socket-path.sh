@@ -20,6 +20,20 @@ server=$pid
 await_uri second
 expect "the second server's size" "$(nbdinfo --size "$uri")" $((32 << 20))
 stop
+# A server that ends leaves alone what another one has put in its place.
+serve memory:16M
+taken=$socket
+first=$server
+rm "$taken"
+start third "$XBD_USER" serve --loopback memory:1M --socket "$taken"
+third=$pid
+await_uri third
+kill -TERM "$first"
+reap "$first"
+[ -S "$taken" ] || fail "a server that ended has removed the socket of the next one"
+expect "the size of the server that took the place" "$(nbdinfo --size "$uri")" $((1 << 20))
+server=$third
+stop
 echo precious >"$dir/file"
 refused "$dir/file" "$XBD_USER" serve --loopback memory:1M --socket "$dir/file"
 expect "the file" "$(cat "$dir/file")" precious

@@ -17,10 +17,10 @@ struct ChildCommand {
   ///
   /// - Parameters:
   ///   - program: its name or path, and its arguments.
-  ///   - environment: all of its variables.
+  ///   - environment: all of its variables, each with its final zero.
   ///   - helperOutput: makes it a helper of ours: both of its outputs go to this descriptor, and the signals of a
   ///     terminal's keys are kept from it, as we end it ourselves.
-  init(_ program: [String], environment: [String], helperOutput: Int32? = nil) throws {
+  init(_ program: [String], environment: [[CChar]], helperOutput: Int32? = nil) throws {
     var attributes = posix_spawnattr_t()
     posix_spawnattr_init(&attributes)
     defer { posix_spawnattr_destroy(&attributes) }
@@ -49,16 +49,18 @@ struct ChildCommand {
     process = started
   }
 
-  /// This process's environment with variables replaced or added.
-  static func environment(adding variables: [(String, String)]) -> [String] {
-    var environment: [String] = []
+  /// This process's environment with variables replaced or added; bytes, which need not be UTF-8.
+  static func environment(adding variables: [(String, String)]) -> [[CChar]] {
+    var environment: [[CChar]] = []
     var entry = environ
     while let variable = entry.pointee {
-      let text = String(cString: variable)
-      if !variables.contains(where: { text.hasPrefix($0.0 + "=") }) { environment.append(text) }
+      let isReplaced = variables.contains { strncmp(variable, $0.0 + "=", $0.0.utf8.count + 1) == 0 }
+      if !isReplaced {
+        environment.append(Array(UnsafeBufferPointer(start: variable, count: strlen(variable) + 1)))
+      }
       entry += 1
     }
-    return environment + variables.map { "\($0.0)=\($0.1)" }
+    return environment + variables.map { Array("\($0.0)=\($0.1)".utf8CString) }
   }
 
   /// Looks whether the command has ended.
@@ -71,15 +73,23 @@ struct ChildCommand {
     return signal == 0 ? (status >> 8) & 0xff : 128 + signal
   }
 
+  /// Waits a while for the command to end.
+  ///
+  /// - Returns: as `exitStatus()`.
+  func exitStatus(milliseconds: Int) -> Int32? {
+    for _ in 0..<milliseconds / 10 {
+      if let status = exitStatus() { return status }
+      usleep(10_000)
+    }
+    return exitStatus()
+  }
+
   /// Asks the program to end, and ends it when it has not done so in time.
   func end(milliseconds: Int) {
     terminate()
     // One that is stopped would not hear of it.
     kill(process, SIGCONT)
-    for _ in 0..<milliseconds / 10 {
-      if exitStatus() != nil { return }
-      usleep(10_000)
-    }
+    if exitStatus(milliseconds: milliseconds) != nil { return }
     kill(process, SIGKILL)
     var status: Int32 = 0
     waitpid(process, &status, 0)

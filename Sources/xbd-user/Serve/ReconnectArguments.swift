@@ -14,10 +14,17 @@ struct ReconnectArguments: ParsableArguments {
       """)
   var reconnect = false
 
-  @Option(help: "Seconds that requests may wait for another backend.")
-  var reconnectTimeout = 60
+  @Option(
+    help: ArgumentHelp(
+      "With --reconnect: how long requests may wait for another backend (default: 60).", valueName: "seconds")
+  )
+  var reconnectTimeout: Int?
 
   mutating func validate() throws {
+    guard let reconnectTimeout else { return }
+    guard reconnect else {
+      throw ValidationError("--reconnect-timeout says how long --reconnect waits: give both")
+    }
     guard (1...86400).contains(reconnectTimeout) else {
       throw ValidationError("--reconnect-timeout takes 1 to 86400 seconds")
     }
@@ -25,6 +32,6 @@ struct ReconnectArguments: ParsableArguments {
 
   func apply(to options: inout FrontendOptions) {
     options.reconnects = reconnect
-    options.reconnectTimeout = .seconds(reconnectTimeout)
+    if let reconnectTimeout { options.reconnectTimeout = .seconds(reconnectTimeout) }
   }
 }

@@ -40,16 +40,16 @@ enum DropIn {
   }
 
   /// This process's environment with those variables in it.
-  static func environment(_ library: String, _ place: LoopbackDomain) -> [String] {
+  static func environment(_ library: String, _ place: LoopbackDomain) -> [[CChar]] {
     ChildCommand.environment(adding: variables(library, place))
   }
 
   /// Becomes the program.
   ///
   /// - Returns: why that was not possible; nothing otherwise.
-  static func replaceProcess(_ program: [String], _ environment: [String]) -> Failure {
+  static func replaceProcess(_ program: [String], _ variables: [(String, String)]) -> Failure {
     var arguments: [UnsafeMutablePointer<CChar>?] = program.map { strdup($0) } + [nil]
-    for variable in environment { putenv(strdup(variable)) }
+    for (name, value) in variables { setenv(name, value, 1) }
     execvp(program[0], &arguments)
     return Failure("cannot run \"\(program[0])\": \(String(cString: strerror(errno)))")
   }

@@ -42,7 +42,10 @@ struct FrontendArguments: ParsableArguments {
   var initialisingGrace = 2000
 
   @Option(
-    help: "Seconds that the backend may leave a request unanswered; then the device is given up. 0: for ever."
+    help: """
+      Seconds that the backend may leave a request unanswered; then the device is given up, or with "serve --reconnect" this \
+      backend. 0: for ever.
+      """
   )
   var requestTimeout = 0
 
