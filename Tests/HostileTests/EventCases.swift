@@ -94,7 +94,7 @@ import Xen
   @Test func case16_aClosedChannelLooksLikeSilenceAndTheTimeoutEndsIt() throws {
     // Xen lets notifications through to nowhere: no error says that the other end is gone.
     let victim = try Victim(
-      Plan([.closeChannel]), options: Victim.options { $0.requestTimeout = .seconds(1) })
+      Plan([.closeChannel]), options: Victim.options { $0.requestTimeout = .seconds(3) })
     #expect(victim.status(.read, 0, 4096) == .okay)
     let tag = victim.submit(.read, 0, 4096)
     victim.expectBroken("unanswered", inFlight: [tag])

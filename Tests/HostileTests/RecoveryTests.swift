@@ -18,7 +18,7 @@ import XenLoopback
       $0.reconnectPause = .milliseconds(50)
       $0.reconnectTimeout = .seconds(25)
       $0.handshakeTimeout = .seconds(2)
-      $0.requestTimeout = .seconds(1)
+      $0.requestTimeout = .seconds(3)
       change(&$0)
     }
   }
@@ -37,6 +37,7 @@ import XenLoopback
     for round in 0..<3 {
       var writes: [(UInt64?, Int, [UInt8])] = []
       var reads: [(UInt64?, Int)] = []
+      let before = victim.ended.count
       for index in 0..<10 {
         let place = index * 65536
         let data = Victim.bytes(20480, seed: UInt64(round * 100 + index))
@@ -44,7 +45,6 @@ import XenLoopback
         reads.append((victim.submit(.read, (2 << 20) + place, 12288), (2 << 20) + place))
       }
       victim.run(milliseconds: 20)
-      let before = victim.ended.count
       try victim.machine.toolstack.migrate(HostileMachine.domain)
       victim.run("every answer", until: { victim.ended.count >= before + 20 || victim.failure != nil })
       for (tag, place, data) in writes {

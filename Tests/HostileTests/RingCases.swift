@@ -147,7 +147,7 @@ import Xen
     let victim = try Victim(
       Plan([.neverAnswer(every: 1)], after: 2),
       options: Victim.options {
-        $0.requestTimeout = .seconds(1)
+        $0.requestTimeout = .seconds(3)
         $0.copy = copy
       })
     #expect(victim.status(.read, 0, 4096) == .okay)
@@ -157,7 +157,7 @@ import Xen
     ]
     let began = MonotonicClock.nanoseconds()
     victim.expectBroken(
-      "left 3 requests unanswered, the oldest, a read of 16 sectors at 8, for 1 s", inFlight: tags)
+      "left 3 requests unanswered, the oldest, a read of 16 sectors at 8, for 3 s", inFlight: tags)
     #expect(MonotonicClock.nanoseconds() - began < 20_000_000_000)
     let sentence = victim.failure?.message ?? ""
     #expect(
@@ -185,7 +185,7 @@ import Xen
   }
 
   @Test func case10_withoutATimeoutClosingEndsTheWaitAndLateAnswersReachNobody() throws {
-    let victim = try Victim(Plan([.answerLate(milliseconds: 900)]))
+    let victim = try Victim(Plan([.answerLate(milliseconds: 3000)]))
     let tags = (0..<4).map { victim.submit(.read, $0 * 4096, 4096) }
     victim.run(milliseconds: 100)
     #expect(victim.ended.isEmpty)

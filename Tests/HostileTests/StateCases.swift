@@ -175,7 +175,7 @@ import XenLoopback
     for state in ["4", "3", "5"] {
       try machine.toolstack.store.write(machine.device.frontendPath + "/state", state)
       let victim = try Victim(
-        again: machine, backend, options: Victim.options { $0.handshakeTimeout = .milliseconds(500) })
+        again: machine, backend, options: Victim.options { $0.handshakeTimeout = .seconds(3) })
       victim.expectWorking()
       // It has tried to map the earlier ring, which is gone.
       backend.forgive()

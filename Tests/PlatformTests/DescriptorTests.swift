@@ -18,7 +18,7 @@ import Testing
       #expect(!reachedEnd(reader.raw))
       #expect(isOpen(writer.raw))
     }
-    #expect(reachedEnd(reader.raw))
+    #expect(comesToEnd(reader.raw))
   }
 
   @Test func aReleasedDescriptorStaysOpen() throws {
@@ -29,7 +29,7 @@ import Testing
     #expect(number == ends[1])
     #expect(!reachedEnd(reader.raw))
     close(number)
-    #expect(reachedEnd(reader.raw))
+    #expect(comesToEnd(reader.raw))
   }
 
   @Test func aDuplicateOutlivesItsOriginalAndIsCloseOnExec() throws {
@@ -40,7 +40,7 @@ import Testing
     #expect(!reachedEnd(reader.raw))
     #expect(fcntl(twin.raw, F_GETFD) & FD_CLOEXEC != 0)
     twin = OwnedDescriptor(try retrying { cxen_memfd_create("other", 0) })
-    #expect(reachedEnd(reader.raw))
+    #expect(comesToEnd(reader.raw))
     #expect(isOpen(twin.raw))
   }
 
@@ -62,6 +62,12 @@ import Testing
       let none = OwnedDescriptor(-1)
       _ = try none.duplicate()
     }
+  }
+
+  /// A child that another test begins at this moment has the writer until it is another program.
+  private func comesToEnd(_ reader: Int32) -> Bool {
+    var entry = pollfd(fd: reader, events: 0, revents: 0)
+    return poll(&entry, 1, 10_000) == 1 && reachedEnd(reader)
   }
 
   private func reachedEnd(_ reader: Int32) -> Bool {

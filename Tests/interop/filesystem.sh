@@ -14,16 +14,17 @@ attach() {
   start fuse nbdfuse "$dir/fuse/nbd" "$uri"
   fuse=$pid
   eventually test -e "$dir/fuse/nbd"
+  mounted=("$dir/mnt" "$dir/fuse")
 }
 detach() {
   eventually fusermount3 -u "$dir/fuse"
+  mounted=()
   reap "$fuse"
 }
 
 attach
 mkfs.ext4 -q -F "$dir/fuse/nbd"
 mount -o loop "$dir/fuse/nbd" "$dir/mnt"
-mounted+=("$dir/mnt")
 mkdir "$dir/mnt/tree"
 for n in $(seq 1 200); do random_file "$dir/mnt/tree/$n" $((n * 1777)); done
 random_file "$dir/mnt/big" $((64 << 20))
@@ -40,7 +41,6 @@ mount -o loop "$dir/fuse/nbd" "$dir/mnt"
 (cd "$dir/mnt" && find . -type f -exec sha256sum {} + | sort) >"$dir/sums2"
 rm -r "$dir/mnt/tree"
 umount "$dir/mnt"
-mounted=()
 fsck.ext4 -fn "$dir/fuse/nbd" >"$dir/fsck.log" 2>&1 || fail "fsck: $(cat "$dir/fsck.log")"
 detach
 cmp "$dir/sums" "$dir/sums2"

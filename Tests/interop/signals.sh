@@ -16,7 +16,8 @@ dom0 xenstore-write "$back/state" 2
 
 for signal in TERM HUP; do
   for command in serve measure; do
-    start waiting "$XBD_USER" $command 51712 --loopback "$xen" --timeout 600
+    # (Whoever runs the tests may have had them ignore a signal: nohup.)
+    start waiting env --default-signal=HUP,TERM "$XBD_USER" $command 51712 --loopback "$xen" --timeout 600
     eventually frontend_is 3
     kill -$signal "$pid"
     # The backend lets go of what was begun.

@@ -50,7 +50,8 @@ def main():
         signal.signal(signal.SIGALRM, overtime)
         signal.alarm(limit)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupted)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupted)
     os.makedirs(options.results, exist_ok=True)
     lock = open(options.results + "/lock", "w")
     try:
