@@ -27,7 +27,10 @@ extension QueueCore {
     let waiting = pending
     for slot in 0..<Int32(Self.operationCapacity) {
       if operations[slot].state == .free { continue }
+      let pages = operations[slot].pages
       saveFromPages(slot)
+      // What the backend owes no answer for is handed back empty.
+      if operations[slot].outstanding == 0 { pool.put(pages) }
       guard operations[slot].state == .active, !operations[slot].isAway else { continue }
       counters.resubmissions &+= 1
       rewind(slot)

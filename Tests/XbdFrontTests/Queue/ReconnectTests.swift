@@ -51,6 +51,22 @@ import Testing
     #expect(harness.queue.counters.reconnections == 1)
   }
 
+  /// The lost backend may still carry out what it was asked: it finds that, and nothing of what it was not.
+  @Test(arguments: GrantMode.allCases)
+  func whatIsGivenBackIsEmptyButForWhatMayStillBeCarriedOut(grants: GrantMode) throws {
+    let harness = try QueueHarness(QueueSetup(grants: grants, isInline: false))
+    harness.backend.judge = { _ in .hold }
+    harness.submit(.write, 0, 4096, data: [UInt8](repeating: 0xAA, count: 4096))
+    harness.settle()
+    let begun = try #require(harness.begin(.write, 8192, 4096))
+    harness.sharing.overwrite(0xAA)
+    harness.loseBackend()
+    #expect(harness.sharing.liveCount == 0)
+    let left = harness.sharing.with { $0.bytesAtEnd.values.filter { $0 != 0 } }
+    #expect(left == [0xAA])
+    harness.queue.cancel(begun)
+  }
+
   @Test func writesComeAgainAsTheyWereAskedWhateverTheLostBackendDidToItsPages() throws {
     let harness = try QueueHarness(QueueSetup(isInline: false, keepsWrites: true))
     harness.backend.judge = { _ in .hold }
