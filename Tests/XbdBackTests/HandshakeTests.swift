@@ -269,6 +269,20 @@ import Xen
       }
       #expect(device.state == .initWait)
     }
+    // One that offers at Initialising, and stays there.
+    try withBackend { frontend, backend in
+      var mirage = BackendConfiguration.profile(.mirage)
+      mirage.execution = .colocated
+      let device = try backend.add(
+        directory: TestFrontend.back, storage: try MemoryStorage(byteCount: 1 << 20), configuration: mirage)
+      #expect(frontend.backState == "1" && frontend.node("sectors") != nil)
+      for key in ["feature-max-indirect-segments", "sectors", "sector-size", "info"] {
+        frontend.xen.remove("\(TestFrontend.back)/\(key)")
+      }
+      frontend.xen.write("\(TestFrontend.back)/state", "1")
+      #expect(eventually { frontend.node("sectors") != nil && frontend.node("info") != nil })
+      #expect(device.state == .initialising)
+    }
     for own in [XenbusState.initWait, .connected, .closing, .closed] {
       var machine = XenbusMachine(own: own)
       let actions = machine.toolstack(

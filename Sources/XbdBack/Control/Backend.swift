@@ -121,7 +121,7 @@ public final class Backend: @unchecked Sendable {
         for (path, kind) in watches(of: device) { try store.watch(path, token: token(device, kind)) }
       } catch {
         forget(device)
-        removed = []
+        removed.removeAll { $0 === device }
         throw error
       }
       device.frontendChanged()

@@ -194,7 +194,9 @@ public final class BackendDevice: @unchecked Sendable {
     guard !removed else { return }
     do throws(XenError) {
       let node = FrontendState(node: try backend.store.readBytes("\(directory)/\(Key.state)"))
-      perform(machine.toolstack(node: node, frontend: try frontendState(), online: try online()))
+      perform(
+        machine.toolstack(
+          node: node, frontend: try frontendState(), online: try online(), isBare: try isBare()))
     } catch {
       logger.error("cannot read the device's states: \(error)")
     }
@@ -227,6 +229,12 @@ public final class BackendDevice: @unchecked Sendable {
 
   private func frontendState() throws(XenError) -> FrontendState {
     FrontendState(node: try backend.store.readBytes("\(frontendDirectory)/\(Key.state)"))
+  }
+
+  /// Whether what is offered at Initialising is not there.
+  private func isBare() throws(XenError) -> Bool {
+    guard let (key, _) = nodes.nodes(configuration.publication.initialising).first else { return false }
+    return try backend.store.readBytes("\(directory)/\(key)") == nil
   }
 
   private func online() throws(XenError) -> Bool {

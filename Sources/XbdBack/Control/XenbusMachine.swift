@@ -216,12 +216,15 @@ struct XenbusMachine: Equatable {
   /// - Parameters:
   ///   - node: what our `state` says now.
   ///   - frontend: what the frontend's says.
-  mutating func toolstack(node: FrontendState, frontend: FrontendState, online: Bool) -> [Action] {
+  ///   - isBare: nothing is there of what is offered at Initialising.
+  mutating func toolstack(
+    node: FrontendState, frontend: FrontendState, online: Bool, isBare: Bool = false
+  ) -> [Action] {
     switch node {
     case .missing:
       own = .closed
       return [.disconnect, .remove]
-    case .state(.initialising) where own != .initialising && online:
+    case .state(.initialising) where online && (own != .initialising || hasOffered && isBare):
       // It has made the device anew, as for a domain that was restored: nothing of what was offered is there any more.
       own = .initialising
       hasOffered = false
