@@ -141,6 +141,8 @@ struct MeasureCommand: ParsableCommand {
       }
     } catch {
       for load in loads { load.stop() }
+      // Ends what a backend does not answer.
+      device.close(within: Self.patience)
       for thread in threads { thread.join() }
       throw Failure(
         "no thread for queue \(threads.count) of \(loads.count): \(error); see ulimit -u, or take fewer --queues"

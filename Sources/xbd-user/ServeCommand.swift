@@ -169,8 +169,8 @@ struct ServeCommand: ParsableCommand {
         if let lost { throw Failure(lost) }
         return
       }
-      // What it was told to end by has ended it, if it has not said anything else by now.
-      status = child.exitStatus(milliseconds: 1000) ?? 128 + signal
+      // It was told to end. One that has not by now is left to itself, and the status is that of our own signal.
+      status = child.exitStatus(milliseconds: 3000) ?? 128 + signal
     }
     if let lost { Console.note("xbd-user: \(lost)") }
     if status == 0, lost != nil { status = 1 }
