@@ -37,6 +37,24 @@ extension QueueCore {
     operations[slot].holdsGate = false
   }
 
+  /// An unaligned write is given up whose sectors the backend may still write, with what it had read of them: whoever
+  /// writes there meanwhile would be undone. The gate stays shut until the ring is gone (`suspend`), or for good.
+  mutating func keepGateShut(_ slot: Int32) {
+    guard alone == slot, operations[slot].holdsGate else { return }
+    let isWriting = operations[slot].step == .main && operations[slot].outstanding > 0
+    guard isWriting || operations[slot].isAway else { return }
+    alone = -1
+    operations[slot].holdsGate = false
+    keepsGateShut = true
+  }
+
+  /// Opens it again.
+  mutating func openGate() {
+    guard keepsGateShut else { return }
+    keepsGateShut = false
+    gate.leaveAlone(queue: index)
+  }
+
   /// Tries the operations that wait at the gate again, in their order.
   ///
   /// What holds the first one back holds back those behind it too: nobody overtakes, nobody starves.

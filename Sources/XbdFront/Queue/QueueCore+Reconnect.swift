@@ -22,6 +22,8 @@ extension QueueCore {
     broken = nil
     refusal = nil
     relays.target = nil
+    // Nothing more is asked of anybody before the backend has let go of the ring.
+    openGate()
     var flushes = OperationList()
     var again = OperationList()
     let waiting = pending

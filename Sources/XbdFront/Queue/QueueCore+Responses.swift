@@ -133,6 +133,7 @@ extension QueueCore {
       switch operations[slot].state {
       case .queued, .active, .parked:
         operations[slot].status = status
+        keepGateShut(slot)
         operations[slot].outstanding = 0
         if operations[slot].isAway { giveUpAway(slot) }
         finish(slot)

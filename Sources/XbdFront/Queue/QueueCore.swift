@@ -46,6 +46,8 @@ struct QueueCore: ~Copyable {
   var completed = OperationList()
   /// The unaligned write of this queue that runs alone or is about to; -1 when there is none.
   var alone: Int32 = -1
+  /// One that was given up, and may still be written, keeps everybody else's writes out.
+  var keepsGateShut = false
   /// Granted pages of operations, from `begin` to the end of their use.
   var operationPages = 0
   /// Those of them in operations that wait for their caller, not for the backend.

@@ -123,6 +123,29 @@ import Testing
     #expect(second.takeStatuses() == [.okay, .okay])
   }
 
+  /// What the backend has yet to write has the neighbours' bytes of before in it.
+  @Test func regression_anUnalignedWriteThatIsGivenUpWhileItIsWrittenLetsNobodyThrough() throws {
+    let gate = WriteGate()
+    let first = try QueueHarness(QueueSetup(isInline: false, keepsWrites: true), index: 0, gate: gate)
+    let second = try QueueHarness(
+      QueueSetup(isInline: false, keepsWrites: true), index: 1, gate: gate, disk: first.backend.disk)
+    first.backend.judge = { $0.operation == 1 ? .hold : .serve }
+    first.submit(.write, 3, 5, data: [1, 2, 3, 4, 5])
+    first.settle()
+    #expect(first.backend.held.count == 1)
+    second.submit(.write, 0, 512, data: [UInt8](repeating: 9, count: 512))
+    second.settle()
+    first.control.tell { $0.failEverything = .ioError }
+    first.settle()
+    #expect(first.takeStatuses() == [.ioError])
+    second.settle()
+    #expect(second.takeStatuses().isEmpty && second.backend.log.isEmpty)
+    // The ring is gone: whatever comes of it has come.
+    first.loseBackend()
+    second.settle()
+    #expect(second.takeStatuses() == [.okay])
+  }
+
   @Test func regression_unalignedWritesOfOneQueueDoNotStarveTheOthers() throws {
     let gate = WriteGate()
     let first = try QueueHarness(QueueSetup(isInline: false), index: 0, gate: gate)
