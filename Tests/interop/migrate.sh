@@ -40,16 +40,21 @@ for options in "" "--reconnect" "--queues 2 --copy bounce"; do
 done
 refused "no" "$XBD_USER" loopback migrate 9 "$xen"
 
-# Everything in one process.
-start own env XDG_RUNTIME_DIR="$dir" "$XBD_USER" serve --loopback "$dir/own.img" --size 16M --queues 2 --socket "$dir/s"
-server=$pid
-await_uri own
-load
-for round in 1 2 3; do
-  sleep 0.5
-  "$XBD_USER" loopback migrate 1 "$(echo "$dir"/xbd-user-*/xen)" >/dev/null
-  eventually again own "$round"
+# Everything in one process; NetBSD's backend is connected before it has the ring.
+for profile in "" "--profile netbsd"; do
+  # shellcheck disable=SC2086
+  start own env XDG_RUNTIME_DIR="$dir" "$XBD_USER" serve --loopback "$dir/own.img" --size 16M --queues 2 \
+    --socket "$dir/s" $profile
+  server=$pid
+  await_uri own
+  load
+  for round in 1 2 3; do
+    sleep 0.5
+    "$XBD_USER" loopback migrate 1 "$(echo "$dir"/xbd-user-*/xen)" >/dev/null
+    eventually again own "$round"
+  done
+  unload
+  stop
+  cmp "$dir/own.img" "$dir/go.model"
+  rm "$dir/own.img"
 done
-unload
-stop
-cmp "$dir/own.img" "$dir/go.model"

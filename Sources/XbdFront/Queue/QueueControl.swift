@@ -105,6 +105,7 @@ final class QueueControl: Sendable {
       $0.refusal = nil
       $0.hold = false
       $0.drain = false
+      $0.sectorCount = nil
       $0.link = nil
       $0.relay = nil
       $0.suspend = true

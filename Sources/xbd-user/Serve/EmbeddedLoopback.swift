@@ -55,6 +55,7 @@ final class EmbeddedLoopback {
       queue.runInline(InlineQueue(backend))
       // After a migration the backend has another end of another ring.
       queue.onReconnect = { [served, unowned queue] in
+        _ = served.waitForQueues(index + 1, milliseconds: 10_000)
         if let backend = served.colocatedQueue(index) { queue.runInline(InlineQueue(backend)) }
       }
     }
