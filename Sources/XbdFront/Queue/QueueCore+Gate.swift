@@ -37,8 +37,10 @@ extension QueueCore {
     operations[slot].holdsGate = false
   }
 
-  /// An unaligned write is given up whose sectors the backend may still write, with what it had read of them: whoever
-  /// writes there meanwhile would be undone. The gate stays shut until the ring is gone (`suspend`), or for good.
+  /// Keeps the gate shut behind an unaligned write that is given up, if the backend may still write its sectors.
+  ///
+  /// It would do so with what had been read of them before, and undo whoever writes there meanwhile. The gate opens when
+  /// the ring is gone (`suspend`), or never.
   mutating func keepGateShut(_ slot: Int32) {
     guard alone == slot, operations[slot].holdsGate else { return }
     let isWriting = operations[slot].step == .main && operations[slot].outstanding > 0
