@@ -46,19 +46,22 @@ final class EmbeddedLoopback {
   ///
   /// After the device has connected.
   func runInline(_ queues: [BlockQueue]) throws {
-    // Some backends say that they are connected before they have attached the ring.
-    _ = served.waitForQueues(queues.count, milliseconds: 10_000)
     for (index, queue) in queues.enumerated() {
-      guard let backend = served.colocatedQueue(index) else {
+      guard Self.attach(queue, index, served) else {
         throw Failure("the loopback's backend has no queue \(index)")
       }
-      queue.runInline(InlineQueue(backend))
       // After a migration the backend has another end of another ring.
-      queue.onReconnect = { [served, unowned queue] in
-        _ = served.waitForQueues(index + 1, milliseconds: 10_000)
-        if let backend = served.colocatedQueue(index) { queue.runInline(InlineQueue(backend)) }
-      }
+      queue.onReconnect = { [served, unowned queue] in _ = Self.attach(queue, index, served) }
     }
+  }
+
+  /// - Returns: false when the backend has no such queue.
+  private static func attach(_ queue: BlockQueue, _ index: Int, _ served: BackendDevice) -> Bool {
+    // Some backends say that they are connected before they have attached the ring.
+    _ = served.waitForQueues(index + 1, milliseconds: 10_000)
+    guard let backend = served.colocatedQueue(index) else { return false }
+    queue.runInline(InlineQueue(backend))
+    return true
   }
 
   /// What the backend has done.
