@@ -35,7 +35,7 @@ public protocol BlockTarget: AnyObject {
   /// - Parameters:
   ///   - operation: a read that completed, or a write that was begun and not submitted.
   ///   - byteOffset: where in the operation's bytes to start, for going on after a partial transfer.
-  ///   - vectors: where to put them; filled from the front.
+  ///   - vectors: where to put them; filled from the front, all of them or fewer.
   /// - Returns: how many were written. When they do not all fit, call again with a greater offset.
   func vectors(
     of operation: TargetOperation, from byteOffset: Int, into vectors: UnsafeMutableBufferPointer<iovec>
@@ -56,10 +56,13 @@ public protocol BlockTarget: AnyObject {
   /// Called for each operation that ended, from within `poll` (or `submit`). Set once by the worker.
   var onCompletion: (_ tag: UInt64, _ operation: TargetOperation, _ status: TargetStatus) -> Void { get set }
 
-  /// Moves everything forward that can move: sends what was submitted, takes in what was answered.
+  /// Moves forward what can move: sends what was submitted, takes in what was answered.
   ///
-  /// - Returns: whether anything completed.
+  /// - Returns: whether anything completed, or a request that `begin` refused may be taken now.
   func poll() -> Bool
+
+  /// Whether the last `poll` came back with more to do, so that others have their turn: call it again soon.
+  var hasMore: Bool { get }
 
   /// Asks to be woken through `descriptors`. Called before the thread sleeps.
   ///
@@ -89,6 +92,9 @@ extension BlockTarget {
 }
 
 extension BlockTarget {
+  /// A target that does all it can in one `poll`.
+  public var hasMore: Bool { false }
+
   /// Time means nothing to it.
   public func keepTime(_ now: UInt64) -> UInt64? { nil }
 }

@@ -29,6 +29,7 @@ public final class MemoryDisk: @unchecked Sendable {
   private let tellings = Atomic<Int>(0)
   private let poor = Atomic(false)
   private let empty = Atomic(false)
+  private let gathering = Atomic<Int>(0)
 
   /// Flushes completed.
   public var flushCount: Int { flushes.load(ordering: .sequentiallyConsistent) }
@@ -95,6 +96,10 @@ public final class MemoryDisk: @unchecked Sendable {
   /// Wakes nobody: between two requests.
   public func losesFeatures() { poor.store(true, ordering: .sequentiallyConsistent) }
   var isPoor: Bool { poor.load(ordering: .relaxed) }
+
+  /// Targets say that they have more to do, and do nothing, until they have so many operations at once.
+  public func gather(_ operations: Int) { gathering.store(operations, ordering: .sequentiallyConsistent) }
+  var gathered: Int { gathering.load(ordering: .relaxed) }
 
   /// Operations have no memory to show from now on, as when what they had could not be saved.
   public func losePayloads() { empty.store(true, ordering: .sequentiallyConsistent) }
@@ -274,7 +279,7 @@ public final class MemoryTarget: BlockTarget {
 
   /// Performs everything submitted, unless the disk is held.
   public func poll() -> Bool {
-    guard queued > 0, !disk.isHolding else { return false }
+    guard queued > 0, !disk.isHolding, !hasMore else { return false }
     let count = queued
     queued = 0
     for position in 0..<count {
@@ -288,6 +293,9 @@ public final class MemoryTarget: BlockTarget {
     counter.drain()
     return queued == 0 || disk.isHolding
   }
+
+  /// See `MemoryDisk.gather`.
+  public var hasMore: Bool { queued > 0 && queued < disk.gathered }
 
   /// See `BlockTarget`.
   public func keepTime(_ now: UInt64) -> UInt64? { disk.keepTime(now) }

@@ -44,6 +44,7 @@ import Testing
       set { inner.onCompletion = newValue }
     }
     func poll() -> Bool { inner.poll() }
+    var hasMore: Bool { inner.hasMore }
     func armWakeup() -> Bool { inner.armWakeup() }
     var descriptors: [Int32] { inner.descriptors }
   }

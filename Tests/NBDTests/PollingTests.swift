@@ -50,6 +50,23 @@ import Testing
     #expect(eventually { service.disk.outstandingCount == 0 })
   }
 
+  @Test(arguments: [0, 50]) func othersAreServedWhileTheTargetHasMoreToDo(spin: Int) throws {
+    let service = try Service(byteCount: 1 << 20, configuration: { $0.maximumSpinMicroseconds = spin })
+    let first = try TestClient(service.worker, .simple)
+    let second = try TestClient(service.worker, .simple)
+    service.disk.gather(2)
+    // The flush at the end comes alone.
+    defer { service.disk.gather(0) }
+    for round in 0..<20 as Range<UInt64> {
+      try first.post(NBDCommand.read, cookie: round, length: 512)
+      // The thread has the first request, and nothing but the second lets it go on.
+      #expect(eventually { service.disk.submittedCount == Int(round) * 2 + 1 })
+      try second.post(NBDCommand.read, cookie: round, length: 512)
+      #expect(try first.reply().error == 0)
+      #expect(try second.reply().error == 0)
+    }
+  }
+
   @Test func othersAreServedWhileOneIsBusy() throws {
     let service = try Self.spinning()
     let worker = service.worker

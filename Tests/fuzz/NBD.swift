@@ -102,6 +102,7 @@ private final class Script: BlockTarget {
     set { inner.onCompletion = newValue }
   }
   func poll() -> Bool { inner.poll() }
+  var hasMore: Bool { inner.hasMore }
   func armWakeup() -> Bool { inner.armWakeup() && onIdle() }
   var descriptors: [Int32] { inner.descriptors }
 }

@@ -149,7 +149,7 @@ final class WorkerLoop {
       turn()
       if state.pointee.isStopping && stopIfDone() { break }
       let mayGoOn = waitQueue.count > 0 && state.pointee.somethingReleased
-      if runQueue.count > 0 || flushQueue.count > 0 || mayGoOn {
+      if runQueue.count > 0 || flushQueue.count > 0 || mayGoOn || target.hasMore {
         look()
       } else {
         idle()

@@ -155,6 +155,14 @@ struct GrantPool: ~Copyable {
     free.count += list.count
   }
 
+  /// Takes pages off a list that was taken, to be given back before the others.
+  ///
+  /// Not of a pool that shares pages for one request: those it ends together.
+  ///
+  /// - Parameter count: 1 or more, and not more than the list has.
+  @inline(__always)
+  mutating func cut(_ count: Int, from list: inout PageList) -> PageList { list.cut(count, &pages) }
+
   /// The memory of a page that was taken.
   @inline(__always)
   func memory(_ page: Int32) -> GrantedPage {

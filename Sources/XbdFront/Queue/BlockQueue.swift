@@ -26,24 +26,24 @@ public final class BlockQueue: @unchecked Sendable {
   // SAFETY: the core is touched by the owner thread only; `wakeup` and `control` are safe from any thread. No two uses of the
   // cell overlap: the core never calls its owner back (completions are handed out one by one), and what it does call,
   // wake-ups, does not come here.
-  private let core: Cell<QueueCore>
-  private var channels: any EventChannels
-  private var port: EventChannelPort
+  let core: Cell<QueueCore>
+  var channels: any EventChannels
+  var port: EventChannelPort
   /// Nil while there is no backend: nobody may map a ring of before.
-  private var ringPages: SharedPages?
+  var ringPages: SharedPages?
   private let wakeup: EventCounter
   let control: QueueControl
-  private var inlineBackend: (any InlineBackend)?
+  var inlineBackend: (any InlineBackend)?
   /// Set by `wake`, so that a poll without one costs no system call.
   private let wasWoken = Atomic<Bool>(false)
-  private var isArmed = false
-  private var maskedPort = false
-  private var reportedViolation = false
+  var isArmed = false
+  var maskedPort = false
+  var reportedViolation = false
   /// The control thread wants to know when nothing is in flight any more.
-  private var isDraining = false
+  var isDraining = false
   private var lastComplaint = ""
   /// Whether operations ever went to or came from another queue.
-  private var hasRelay = false
+  var hasRelay = false
 
   /// Called from `poll` for every operation that ended.
   ///
@@ -101,7 +101,7 @@ public final class BlockQueue: @unchecked Sendable {
   ///
   /// - Parameters:
   ///   - byteOffset: where in the request's bytes to start.
-  ///   - vectors: filled from the front; when they are too few, call again with a greater offset.
+  ///   - vectors: filled from the front, for as many pages at most; when they are too few, call again with a greater offset.
   /// - Returns: how many were filled.
   public func vectors(
     of operation: OperationID, from byteOffset: Int, into vectors: UnsafeMutableBufferPointer<iovec>
@@ -124,9 +124,12 @@ public final class BlockQueue: @unchecked Sendable {
 
   // MARK: Running
 
-  /// Moves everything forward that can move, and reports what ended.
+  /// Moves forward what can move, and reports what ended.
   ///
-  /// - Returns: whether any operation ended.
+  /// With a backend on this thread it comes back after each part of a large operation (`hasMore`), so that its owner can
+  /// look after others.
+  ///
+  /// - Returns: whether any operation ended, or memory came back for which `begin` had sent its caller away.
   @discardableResult
   public func poll() -> Bool {
     if wasWoken.load(ordering: .relaxed) {
@@ -159,7 +162,16 @@ public final class BlockQueue: @unchecked Sendable {
         core.pointee.time.emptyEvent()
       }
       wasEvent = false
+      if core.pointee.hasPaused {
+        core.pointee.hasPaused = false
+        core.pointee.hasWork = true
+        break
+      }
       if !served && !answered && !core.pointee.hasWork { break }
+    }
+    if core.pointee.pagesCameBack {
+      core.pointee.pagesCameBack = false
+      ended = true
     }
     if hasRelay { core.pointee.deliverAnswers() }
     reportTrouble()
@@ -169,6 +181,9 @@ public final class BlockQueue: @unchecked Sendable {
     }
     return ended
   }
+
+  /// Whether the last `poll` came back with more to do: another is due before the thread sleeps.
+  public var hasMore: Bool { core.pointee.hasWork }
 
   /// Asks to be woken through `descriptors`.
   ///
@@ -225,7 +240,10 @@ public final class BlockQueue: @unchecked Sendable {
   /// Lets a backend of the same process run on this queue's thread.
   ///
   /// Before the first `poll`, or from `onReconnect`.
-  public func runInline(_ backend: any InlineBackend) { inlineBackend = backend }
+  public func runInline(_ backend: any InlineBackend) {
+    inlineBackend = backend
+    core.pointee.sharesThread = true
+  }
 
   // MARK: Facts
 
@@ -306,81 +324,5 @@ public final class BlockQueue: @unchecked Sendable {
       complain(error.message)
     }
     return any
-  }
-
-  /// The control thread has something to say: a new size, or that the device is closing.
-  private func applyNews() {
-    let news = control.takeNews()
-    if let status = news.failFirst { core.pointee.giveUp(status) }
-    if news.suspend { unlink() }
-    if let link = news.link { relink(link) }
-    if let relay = news.relay { core.pointee.resume(through: relay) }
-    if let sectors = news.sectorCount { core.pointee.parameters.sectorCount = sectors }
-    if news.drain { isDraining = true }
-    if news.hold { core.pointee.isHolding = true }
-    if let refusal = news.refusal { core.pointee.refusal = refusal }
-    if let status = news.failEverything { core.pointee.giveUp(status) }
-    if !news.relayed.isEmpty { core.pointee.relays.waiting += news.relayed }
-    for answer in news.answers { core.pointee.takeAnswer(answer) }
-    // Once other queues have come into it, this one looks after them for good.
-    if news.relay != nil || !news.relayed.isEmpty { hasRelay = true }
-    if news.growPool { core.pointee.pool.tryToGrow() }
-    if let answer = news.wantsCounters {
-      let counters = counters
-      control.lastCounters = counters
-      answer.put(counters)
-    }
-  }
-
-  /// Lets go of the ring, the granted pages and the event channel.
-  private func unlink() {
-    try? channels.unbind(port)
-    maskedPort = false
-    let before = descriptors
-    inlineBackend = nil
-    tellOfChange(from: before)
-    core.pointee.suspend()
-    isDraining = false
-    ringPages = nil
-    control.reportSuspended()
-  }
-
-  /// Goes on with another ring.
-  private func relink(_ link: QueueLink) {
-    guard let ring = link.takeRing(), let pool = link.takePool() else { return }
-    let before = descriptors
-    // Open until nobody waits for it any more.
-    let old = channels
-    channels = link.channels
-    port = link.port
-    ringPages = link.ringPages
-    isArmed = false
-    maskedPort = false
-    reportedViolation = false
-    core.pointee.resume(parameters: link.parameters, ring: ring, pool: pool)
-    onReconnect()
-    tellOfChange(from: before)
-    withExtendedLifetime(old) {}
-  }
-
-  /// Tells the owner how `descriptors` has changed.
-  private func tellOfChange(from before: [Int32]) {
-    let after = descriptors
-    guard after != before else { return }
-    onDescriptorsChange(before.filter { !after.contains($0) }, after.filter { !before.contains($0) })
-  }
-
-  /// Sends away what has no ring here, and takes in what has none elsewhere.
-  private func relay() {
-    core.pointee.relayPending(control)
-    core.pointee.admitGuests()
-  }
-
-  private func reportTrouble() {
-    if let message = core.pointee.pool.takeLimitMessage() { control.sendLimit(message) }
-    if !reportedViolation, let violation = core.pointee.broken {
-      reportedViolation = true
-      control.send(violation)
-    }
   }
 }

@@ -94,11 +94,10 @@ extension QueueCore {
 
   /// The caller's bytes of an operation as I/O vectors.
   ///
-  /// It changes nothing; `mutating` keeps Swift 6.3 from copying the whole core for the length of the call.
-  ///
   /// - Parameters:
   ///   - byteOffset: where in the caller's range to start.
-  ///   - vectors: filled from the front.
+  ///   - vectors: filled from the front; of granted pages no more are named than there are vectors, although neighbours
+  ///     in memory share one.
   /// - Returns: how many were filled.
   mutating func vectors(
     of id: OperationID, from byteOffset: Int, into vectors: UnsafeMutableBufferPointer<iovec>
@@ -119,9 +118,10 @@ extension QueueCore {
       return list.count
     }
     guard operation.pages.count > 0 else { return 0 }
-    var page = operation.pages.first
-    for _ in 0..<(position >> Page.shift) { page = pool.next(page) }
-    while position < end, !list.isFull {
+    var page = shownPage(id.index, Int32(truncatingIfNeeded: position >> Page.shift))
+    var named = 0
+    while position < end, named < vectors.count {
+      named += 1
       let within = position & (Page.size - 1)
       let length = min(Page.size - within, end - position)
       list.append(pool.memory(page), length, at: within)
@@ -129,5 +129,20 @@ extension QueueCore {
       page = pool.next(page)
     }
     return list.count
+  }
+
+  /// The page at a place in an operation's list, found from where its caller was shown some last.
+  ///
+  /// - Parameter wanted: 0 to one less than there are pages.
+  private mutating func shownPage(_ slot: Int, _ wanted: Int32) -> Int32 {
+    if wanted < operations[slot].shownIndex {
+      operations[slot].shownIndex = 0
+      operations[slot].shownPage = operations[slot].pages.first
+    }
+    var page = operations[slot].shownPage
+    for _ in operations[slot].shownIndex..<wanted { page = pool.next(page) }
+    operations[slot].shownIndex = wanted
+    operations[slot].shownPage = page
+    return page
   }
 }

@@ -10,6 +10,8 @@ internal import Xen
 
 extension QueueCore {
   /// Puts as much as possible of what is pending into the ring: in order, but the large ones in turns.
+  ///
+  /// Where the backend shares the thread, an operation with more to issue ends the turn.
   mutating func issuePending() {
     guard !isDead, !isHolding else { return }
     while !pending.isEmpty {
@@ -23,6 +25,10 @@ extension QueueCore {
       if operations[slot].yields {
         operations[slot].yields = false
         pending.append(slot, &operations)
+        if sharesThread {
+          hasPaused = true
+          return
+        }
         continue
       }
       operations[slot].state = .active
@@ -68,12 +74,15 @@ extension QueueCore {
   /// Cuts a read or write into requests.
   private mutating func issueData(_ slot: Int32) -> Bool {
     while operations[slot].issued < operations[slot].alignedCount {
-      if operations[slot].issued >= operations[slot].turnEnd, operations[slot].next >= 0 {
-        operations[slot].turnEnd = operations[slot].issued &+ Self.turnBytes
+      if operations[slot].issued - operations[slot].turnStart >= turnBytes,
+        sharesThread || operations[slot].next >= 0
+      {
+        operations[slot].turnStart = operations[slot].issued
         operations[slot].yields = true
         return true
       }
-      let left = operations[slot].alignedCount - operations[slot].issued
+      var left = operations[slot].alignedCount - operations[slot].issued
+      if sharesThread { left = min(left, Self.shortTurn) }
       let issued =
         operations[slot].pages.isEmpty
         ? issueCopied(slot, offset: operations[slot].issued, atMost: left, role: .data)
@@ -304,7 +313,8 @@ extension QueueCore {
     return false
   }
 
-  private func pageCount(_ bytes: UInt64) -> Int {
+  /// Pages of a request's bytes.
+  func pageCount(_ bytes: UInt64) -> Int {
     Int(
       truncatingIfNeeded: min(bytes + UInt64(Page.size - 1), UInt64(BlkIf.maxIndirectSegments) << Page.shift)
         >> UInt64(Page.shift))

@@ -3,7 +3,7 @@
 // From one ring to another: what was asked of a backend that has gone is asked again of the next one.
 //
 // `suspend` lets go of the ring and of every granted page. An operation that used pages goes on in private memory;
-// one that was not answered in full goes back to its beginning, to be cut into requests anew. `resume` takes the new
+// one that was not answered in full goes back to its beginning, or to behind what is settled, to be cut into requests anew. `resume` takes the new
 // ring. To the caller nothing has happened but time: each operation is still reported once.
 //
 // An operation that has not been reported may be carried out twice without anyone being able to tell, because
@@ -129,14 +129,14 @@ extension QueueCore {
       return
     }
     var page = pages.first
-    for offset in stride(from: 0, to: size, by: Page.size) {
+    for offset in stride(from: Int(operations[slot].settled), to: size, by: Page.size) {
       pool.memory(page).take(min(Page.size, size - offset), to: buffer, at: offset)
       page = pool.next(page)
     }
-    counters.bytesCopied &+= UInt64(size)
+    counters.bytesCopied &+= UInt64(size) - operations[slot].settled
   }
 
-  /// Takes an operation back to where nothing of it had been asked.
+  /// Takes an operation back to where nothing of it had been asked but what is settled.
   mutating func rewind(_ slot: Int32) {
     let readsEdges =
       operations[slot].isUnaligned
@@ -147,8 +147,8 @@ extension QueueCore {
     operations[slot].mustRestart = false
     operations[slot].yields = false
     operations[slot].outstanding = 0
-    operations[slot].issued = 0
-    operations[slot].turnEnd = Self.turnBytes
+    operations[slot].issued = readsEdges ? 0 : operations[slot].settled
+    operations[slot].turnStart = operations[slot].issued
     operations[slot].cursor = -1
   }
 }

@@ -40,7 +40,8 @@ extension QueueCore {
     let slot = record.operation
     counters.responses &+= 1
     if response.operation != record.wireOperation { counters.outerOperationResponses &+= 1 }
-    switch ResponseStatus(wire: response.status) {
+    let status = ResponseStatus(wire: response.status)
+    switch status {
     case .okay:
       if record.role == .edge {
         copyEdgeOut(record)
@@ -56,9 +57,31 @@ extension QueueCore {
     if !record.pages.isEmpty { copyPages -= Int(record.pages.count + record.indirectPages.count) }
     pool.put(record.pages)
     pool.put(record.indirectPages)
+    // Behind them, so that neighbours are used together again.
+    if status == .okay, record.role == .data, operations[slot].command == .write { settle(record) }
     inFlight.put(place)
     operations[slot].outstanding -= 1
     if operations[slot].outstanding == 0, operations[slot].state == .active { advance(slot) }
+  }
+
+  /// Part of a write is written: its pages go back while the rest is under way.
+  ///
+  /// If it is the next from the beginning, and cannot be asked for again. A backend that answers in another order keeps
+  /// them longer.
+  @inline(__always)
+  private mutating func settle(_ record: InFlightRecord) {
+    let slot = record.operation
+    // A durable write is asked for again, all of it, if the backend goes before it has flushed. One grant at a time
+    // cannot be ended where they were made together.
+    guard record.count < operations[slot].alignedCount, record.offset == operations[slot].settled,
+      !operations[slot].pages.isEmpty, !operations[slot].forceUnitAccess, pool.mode == .persistent
+    else { return }
+    let count = pageCount(record.count)
+    operations[slot].settled += record.count
+    pool.put(pool.cut(count, from: &operations[slot].pages))
+    operationPages -= count
+    // Not before there are as many as the last one wanted: each try costs its caller a little.
+    if callersWantPages, operationPages + pagesWanted <= share { pagesCameBack = true }
   }
 
   /// The backend refuses what it had offered: do without from now on, and do this request the next best way.
@@ -106,8 +129,8 @@ extension QueueCore {
 
   private mutating func begin(step: OperationRecord.Step, _ slot: Int32) {
     operations[slot].step = step
-    operations[slot].issued = 0
-    operations[slot].turnEnd = Self.turnBytes
+    operations[slot].issued = step == .main ? operations[slot].settled : 0
+    operations[slot].turnStart = operations[slot].issued
     operations[slot].cursor = operations[slot].pages.first
     enqueue(slot)
   }

@@ -20,7 +20,9 @@ struct QueueCore: ~Copyable {
   /// The largest read or write, in bytes.
   static let maxByteCount: UInt64 = 64 << 20
   /// Bytes that an operation may put into the ring before others get their turn.
-  static let turnBytes: UInt64 = 1 << 20
+  static let fairTurn: UInt64 = 1 << 20
+  /// The same where the backend runs on this thread: while it copies more, a client fills its socket and has to wait.
+  static let shortTurn: UInt64 = 128 << 10
 
   let index: Int
   var parameters: QueueParameters
@@ -56,8 +58,16 @@ struct QueueCore: ~Copyable {
   var copyPages = 0
   /// Set while a caller was sent away for want of pages: copies then keep to their quarter of the pool.
   var callersWantPages = false
+  /// How many the last of them wanted.
+  var pagesWanted = 0
+  /// Set when pages came back for which a caller was sent away.
+  var pagesCameBack = false
   /// Set when something came up that the next turn of `poll` can move forward.
   var hasWork = false
+  /// Set while the backend runs on this thread: what is asked of it in one turn holds up everybody else.
+  var sharesThread = false
+  /// Set when a turn ended with more to do, so that the caller can look after others.
+  var hasPaused = false
   /// Operations submitted and not reported.
   var unfinished = 0
   /// Operations of queues without a ring.
@@ -179,20 +189,23 @@ struct QueueCore: ~Copyable {
     if parameters.copy == .direct, command == .read || !(isUnaligned || parameters.keepsWrites),
       pages * 3 <= pool.bound * 2, !isDead
     {
-      let share = pool.bound * 3 / 4
       // What is copied needs a page that is there, not one that the domain's limit refuses.
       if operationPages + pages <= share, let list = pool.take(pages, leaving: copyPages > 0 ? 0 : 1) {
         operation.pages = list
         operation.cursor = list.first
+        operation.shownPage = list.first
         operationPages += pages
         pagesHeldByCallers += pages
         callersWantPages = false
         return true
       }
-      // Worth waiting for, if the backend has them; not if it has them of other queues, of which our caller does not know.
-      if inFlight.count > 0, relays.guests.isEmpty, pagesHeldByCallers + pages <= share {
+      // Worth waiting for, if the backend has them or is about to; not if it has them of other queues, of which our caller
+      // does not know.
+      let comeBack = inFlight.count > 0 || !pending.isEmpty && !isHolding
+      if comeBack, relays.guests.isEmpty, pagesHeldByCallers + pages <= share {
         counters.waitsForPages &+= 1
         callersWantPages = true
+        pagesWanted = pages
         return false
       }
     }
@@ -307,6 +320,12 @@ struct QueueCore: ~Copyable {
       counters.bouncedOperations &+= 1
     }
   }
+
+  /// The pages that operations may hold.
+  var share: Int { pool.bound * 3 / 4 }
+
+  /// What an operation may put into the ring before its turn is over.
+  var turnBytes: UInt64 { sharesThread ? Self.shortTurn : Self.fairTurn }
 
   /// Nothing is under way that the device would have to wait for before it closes.
   var isQuiet: Bool { isHolding ? inFlight.count == 0 : unfinished == 0 }

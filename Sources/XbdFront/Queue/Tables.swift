@@ -60,18 +60,24 @@ struct OperationRecord {
   var alignedCount: UInt64 = 0
   /// Bytes of the aligned range that have been put into the ring.
   var issued: UInt64 = 0
-  /// Where in the aligned range its turn is over, if others wait.
-  var turnEnd: UInt64 = QueueCore.turnBytes
+  /// Bytes at the beginning of the aligned range that are written and need not be asked for again: their pages have been
+  /// given back.
+  var settled: UInt64 = 0
+  /// Where in the aligned range its turn began.
+  var turnStart: UInt64 = 0
   /// Requests in flight.
   var outstanding: Int32 = 0
-  /// The operation's granted pages; byte n of the aligned range lies in page n / 4096.
+  /// The operation's granted pages; byte `settled` + n of the aligned range lies in page n / 4096.
   var pages = PageList()
   /// The next of them to be put into the ring.
   var cursor: Int32 = -1
-  /// Private memory holding the aligned range, when there are no granted pages.
-  var buffer: PrivateBuffer?
+  /// The page that its caller was last shown memory from, and which of the pages that is: a transfer in many parts goes on there.
+  var shownPage: Int32 = -1
+  var shownIndex: Int32 = 0
   /// The next in whichever list the operation is in.
   var next: Int32 = -1
+  /// Private memory holding the aligned range, when there are no granted pages.
+  var buffer: PrivateBuffer?
 
   /// Whether it changes sectors that an unaligned write may be changing.
   var needsGate: Bool { command != .read && command != .flush }

@@ -73,6 +73,8 @@ final class FrontTarget: BlockTarget {
 
   func poll() -> Bool { queue.poll() }
 
+  var hasMore: Bool { queue.hasMore }
+
   func armWakeup() -> Bool { queue.armWakeup() }
 
   func keepTime(_ now: UInt64) -> UInt64? { queue.keepTime(now) }

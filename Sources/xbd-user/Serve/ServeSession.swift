@@ -187,7 +187,7 @@ final class ServeSession {
       let now = MonotonicClock.nanoseconds()
       for queue in device.queues {
         _ = queue.keepTime(now)
-        queue.poll()
+        repeat { queue.poll() } while queue.hasMore
       }
     }
   }

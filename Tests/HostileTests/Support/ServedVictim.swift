@@ -71,6 +71,7 @@ final class QueueTarget: BlockTarget {
     clock.remember()
     return queue.poll()
   }
+  var hasMore: Bool { queue.hasMore }
   func armWakeup() -> Bool { queue.armWakeup() }
   func keepTime(_ now: UInt64) -> UInt64? { queue.keepTime(now) }
   var descriptors: [Int32] { queue.descriptors }

@@ -213,10 +213,7 @@ import Xen
       QueueSetup(grants: grants, poolPages: 64, isInline: isInline, limit: 4))
     let first = try #require(harness.begin(.writeZeroes, 0, 4096))
     harness.queue.submit(first)
-    for index in 1...8 as ClosedRange<UInt64> {
-      guard let operation = harness.begin(.read, index * 4096, 4096) else { break }
-      harness.queue.submit(operation)
-    }
+    for index in 1...8 as ClosedRange<UInt64> { harness.submit(.read, index * 4096, 4096) }
     harness.settle()
     #expect(harness.takeStatuses() == [OperationStatus](repeating: .okay, count: 9))
     #expect(harness.queue.unfinishedOperations == 0)
@@ -230,11 +227,7 @@ import Xen
     let first = try #require(harness.begin(.write, 1, 1))
     harness.fill(first, [9])
     harness.queue.submit(first)
-    for index in 1...8 as ClosedRange<UInt64> {
-      guard let operation = harness.begin(.write, index * 4096, 4096) else { break }
-      harness.fill(operation, data)
-      harness.queue.submit(operation)
-    }
+    for index in 1...8 as ClosedRange<UInt64> { harness.submit(.write, index * 4096, 4096, data: data) }
     harness.settle()
     #expect(harness.takeStatuses() == [OperationStatus](repeating: .okay, count: 9))
     #expect(harness.backend.disk[1] == 9)
