@@ -93,7 +93,8 @@ import Testing
     harness.settle()
     #expect(harness.queue.parameters.maxSegments == BlkIf.maxDirectSegments)
     let again = harness.backend.log.filter { $0.operation == 1 && !$0.isIndirect }
-    #expect(again.first?.sector == 3 * 32 * 8)
+    let restart = try #require(again.first)
+    #expect(restart.sector == 3 * 32 * 8)
     #expect(harness.takeStatuses() == [.okay, .okay])
     #expect(sameBytes(Array(harness.diskBytes[..<Self.mebibyte]), data))
   }
@@ -113,7 +114,8 @@ import Testing
     try harness.reconnect()
     harness.settle()
     #expect(harness.takeStatuses() == [.okay])
-    #expect(harness.backend.log.first?.sector == 3 * 32 * 8)
+    let restart = try #require(harness.backend.log.first)
+    #expect(restart.sector == 3 * 32 * 8)
     #expect(sameBytes(Array(harness.diskBytes[..<Self.mebibyte]), data))
   }
 
