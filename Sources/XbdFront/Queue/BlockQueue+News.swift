@@ -7,7 +7,7 @@ internal import Platform
 internal import Xen
 
 extension BlockQueue {
-  /// The control thread has something to say: a new size, or that the device is closing.
+  /// Does what the control thread has asked for since the last turn.
   func applyNews() {
     let news = control.takeNews()
     if let status = news.failFirst { core.pointee.giveUp(status) }
@@ -37,7 +37,6 @@ extension BlockQueue {
     maskedPort = false
     let before = descriptors
     inlineBackend = nil
-    core.pointee.sharesThread = false
     tellOfChange(from: before)
     core.pointee.suspend()
     isDraining = false
@@ -76,6 +75,7 @@ extension BlockQueue {
     core.pointee.admitGuests()
   }
 
+  /// Tells the device of a limit that was met, and how the backend broke the protocol.
   func reportTrouble() {
     if let message = core.pointee.pool.takeLimitMessage() { control.sendLimit(message) }
     if !reportedViolation, let violation = core.pointee.broken {

@@ -33,7 +33,9 @@ public final class BlockQueue: @unchecked Sendable {
   var ringPages: SharedPages?
   private let wakeup: EventCounter
   let control: QueueControl
-  var inlineBackend: (any InlineBackend)?
+  var inlineBackend: (any InlineBackend)? {
+    didSet { core.pointee.sharesThread = inlineBackend != nil }
+  }
   /// Set by `wake`, so that a poll without one costs no system call.
   private let wasWoken = Atomic<Bool>(false)
   var isArmed = false
@@ -240,10 +242,7 @@ public final class BlockQueue: @unchecked Sendable {
   /// Lets a backend of the same process run on this queue's thread.
   ///
   /// Before the first `poll`, or from `onReconnect`.
-  public func runInline(_ backend: any InlineBackend) {
-    inlineBackend = backend
-    core.pointee.sharesThread = true
-  }
+  public func runInline(_ backend: any InlineBackend) { inlineBackend = backend }
 
   // MARK: Facts
 

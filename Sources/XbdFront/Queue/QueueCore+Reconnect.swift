@@ -69,7 +69,7 @@ extension QueueCore {
     operationPages = 0
     pagesHeldByCallers = 0
     copyPages = 0
-    callersWantPages = false
+    pagesWanted = 0
   }
 
   /// Goes on with another ring.

@@ -56,10 +56,10 @@ struct QueueCore: ~Copyable {
   var pagesHeldByCallers = 0
   /// Granted pages in flight for copies and zeroes.
   var copyPages = 0
-  /// Set while a caller was sent away for want of pages: copies then keep to their quarter of the pool.
-  var callersWantPages = false
-  /// How many the last of them wanted.
+  /// Pages for want of which a caller was sent away last; 0 once one has found some.
   var pagesWanted = 0
+  /// Copies then keep to their quarter of the pool.
+  var callersWantPages: Bool { pagesWanted > 0 }
   /// Set when pages came back for which a caller was sent away.
   var pagesCameBack = false
   /// Set when something came up that the next turn of `poll` can move forward.
@@ -196,7 +196,7 @@ struct QueueCore: ~Copyable {
         operation.shownPage = list.first
         operationPages += pages
         pagesHeldByCallers += pages
-        callersWantPages = false
+        pagesWanted = 0
         return true
       }
       // Worth waiting for, if the backend has them or is about to; not if it has them of other queues, of which our caller
@@ -204,7 +204,6 @@ struct QueueCore: ~Copyable {
       let comeBack = inFlight.count > 0 || !pending.isEmpty && !isHolding
       if comeBack, relays.guests.isEmpty, pagesHeldByCallers + pages <= share {
         counters.waitsForPages &+= 1
-        callersWantPages = true
         pagesWanted = pages
         return false
       }
