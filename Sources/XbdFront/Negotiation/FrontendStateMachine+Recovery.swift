@@ -39,7 +39,8 @@ extension FrontendStateMachine {
   /// The backend broke the protocol.
   mutating func violated(_ error: XbdError) -> [Action] {
     guard phase == .connected || isDraining else { return [] }
-    if reconnects, isOnline {
+    // Whoever closes the device does not want it back.
+    if reconnects, isOnline, phase != .draining(byBackend: false) {
       mustPause = true
       if !isRecovering { return lose(error) }
       return [.note(error)] + suspend()

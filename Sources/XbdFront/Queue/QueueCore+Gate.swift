@@ -40,14 +40,19 @@ extension QueueCore {
   /// Keeps the gate shut behind an unaligned write that is given up, if the backend may still write its sectors.
   ///
   /// It would do so with what had been read of them before, and undo whoever writes there meanwhile. The gate opens when
-  /// the ring is gone (`suspend`), or never.
-  mutating func keepGateShut(_ slot: Int32) {
-    guard alone == slot, operations[slot].holdsGate else { return }
-    let isWriting = operations[slot].step == .main && operations[slot].outstanding > 0
-    guard isWriting || operations[slot].isAway else { return }
+  /// every queue has let go of its ring (`resume`), or never.
+  ///
+  /// - Parameter isAtBackend: whether it is, though not in our own ring.
+  mutating func keepGateShut(_ slot: Int32, isAtBackend: Bool) {
+    guard alone == slot, operations[slot].holdsGate, isAtBackend || mayStillBeWritten(slot) else { return }
     alone = -1
     operations[slot].holdsGate = false
     keepsGateShut = true
+  }
+
+  /// Whether an operation is in our ring with its payload.
+  func mayStillBeWritten(_ slot: Int32) -> Bool {
+    operations[slot].step == .main && operations[slot].outstanding > 0
   }
 
   /// Opens it again.

@@ -22,8 +22,6 @@ extension QueueCore {
     broken = nil
     refusal = nil
     relays.target = nil
-    // Nothing more is asked of anybody before the backend has let go of the ring.
-    openGate()
     var flushes = OperationList()
     var again = OperationList()
     let waiting = pending
@@ -86,6 +84,7 @@ extension QueueCore {
     isHolding = false
     relays.target = nil
     counters.reconnections &+= 1
+    openGate()
     dropUnwantedGuests()
     recheckAll()
     hasWork = true

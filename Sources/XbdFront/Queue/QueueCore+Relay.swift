@@ -37,6 +37,8 @@ struct RelayAnswer: @unchecked Sendable {
   let slot: Int32
   let generation: UInt32
   let status: OperationStatus
+  /// Given up while the backend had it.
+  let mayStillBeWritten: Bool
   let buffer: PrivateBuffer?
 }
 
@@ -63,6 +65,7 @@ extension QueueCore {
     parameters = relay.parameters
     isHolding = false
     counters.reconnections &+= 1
+    openGate()
     recheckAll()
     hasWork = true
   }
@@ -101,6 +104,7 @@ extension QueueCore {
     relays.away[slot] = nil
     operations[slot].buffer = answer.buffer
     operations[slot].status = answer.status
+    if answer.mayStillBeWritten { keepGateShut(slot, isAtBackend: true) }
     finish(slot)
   }
 
@@ -154,7 +158,7 @@ extension QueueCore {
           guest.origin,
           RelayAnswer(
             slot: guest.slot, generation: guest.generation, status: operations[slot].status,
-            buffer: operations[slot].buffer)
+            mayStillBeWritten: mayStillBeWritten(slot), buffer: operations[slot].buffer)
         ))
       operations[slot].buffer = nil
     }

@@ -156,8 +156,9 @@ extension QueueCore {
       switch operations[slot].state {
       case .queued, .active, .parked:
         operations[slot].status = status
-        keepGateShut(slot)
-        operations[slot].outstanding = 0
+        keepGateShut(slot, isAtBackend: operations[slot].isAway)
+        // What a guest still has at the backend goes home with it.
+        if !operations[slot].isGuest { operations[slot].outstanding = 0 }
         if operations[slot].isAway { giveUpAway(slot) }
         finish(slot)
       case .free, .begun, .done:

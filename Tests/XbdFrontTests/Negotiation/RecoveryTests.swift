@@ -48,12 +48,16 @@ import Xen
       .storeLost(XbdError(.system, "v")),
     ]
 
-  @Test(arguments: Array(ways.keys).sorted())
+  /// Where it is not on its way back: its user closes it.
+  static let closing = "closing"
+
+  @Test(arguments: Array(ways.keys).sorted() + [closing])
   func everyStateInEveryPhaseEndsSomewhere(phase: String) {
+    let way = phase == Self.closing ? Self.connected + [.closeRequested] : Self.ways[phase] ?? []
     let first: [Event] = XenbusState.allCases.map { .backendState($0) } + Self.others
     for one in first {
       for two in first {
-        var (machine, before) = Self.run(Self.ways[phase] ?? [])
+        var (machine, before) = Self.run(way)
         let actions = machine.handle(one) + machine.handle(two)
         #expect(actions.count < 40, "\(phase) + \(one) + \(two)")
         before += actions
@@ -68,6 +72,17 @@ import Xen
         #expect(before.filter { $0 == .release }.count <= 1)
       }
     }
+  }
+
+  /// The user's close would be forgotten, and nobody ask for it again.
+  @Test func regression_aQueueThatBreaksWhileItsUserClosesIsNotConnectedAgain() {
+    var (machine, _) = Self.run(Self.connected + [.closeRequested])
+    var actions = machine.handle(.violation("it lied"))
+    #expect(machine.phase == .closing)
+    #expect(actions.contains { if case .fail = $0 { true } else { false } })
+    actions = machine.handle(.backendState(.closed))
+    #expect(machine.phase == .finished)
+    #expect(actions.contains(.release))
   }
 
   @Test(arguments: Array(ways.keys).sorted())

@@ -276,8 +276,9 @@ import Testing
   }
 
   /// Two queues of a device whose backend came back with one.
-  private static func hostAndGuest() throws -> (host: QueueHarness, guest: QueueHarness) {
-    let gate = WriteGate()
+  private static func hostAndGuest(
+    _ gate: WriteGate = WriteGate()
+  ) throws -> (host: QueueHarness, guest: QueueHarness) {
     let setup = QueueSetup(isInline: false, keepsWrites: true)
     let host = try QueueHarness(setup, index: 0, gate: gate)
     let guest = try QueueHarness(setup, index: 1, gate: gate, disk: host.backend.disk)
@@ -331,6 +332,34 @@ import Testing
     }
     Self.settle(host, guest)
     #expect(host.queue.unfinishedOperations == 0 && guest.queue.unfinishedOperations == 0)
+  }
+
+  /// What the backend has yet to write has the neighbours' bytes of before in it, whoever asked for it.
+  @Test func regression_anUnalignedWriteWithAnotherQueueThatBreaksLetsNobodyThrough() throws {
+    let gate = WriteGate()
+    let (host, guest) = try Self.hostAndGuest(gate)
+    let third = try QueueHarness(
+      QueueSetup(isInline: false, keepsWrites: true), index: 2, gate: gate, disk: host.backend.disk)
+    host.backend.judge = { $0.operation == 1 ? .hold : .serve }
+    guest.submit(.write, 777, 100, data: [UInt8](repeating: 5, count: 100))
+    Self.settle(host, guest)
+    #expect(host.backend.held.count == 1)
+    host.backend.setIndex(.responseProducer, 99)
+    host.channels.raise()
+    Self.settle(host, guest)
+    #expect(guest.takeStatuses() == [.ioError])
+    third.submit(.write, 512, 512, data: [UInt8](repeating: 9, count: 512))
+    third.settle()
+    #expect(third.backend.log.isEmpty && third.takeStatuses().isEmpty)
+    for harness in [host, guest] { harness.loseBackend() }
+    third.settle()
+    #expect(third.backend.log.isEmpty)
+    host.backend.judge = { _ in .serve }
+    try host.reconnect()
+    guest.control.tell { $0.relay = Relay(host: host.control, parameters: host.setup.parameters) }
+    Self.settle(host, guest)
+    third.settle()
+    #expect(third.takeStatuses() == [.okay])
   }
 
   @Test func regression_aDrainWaitsForWhatIsOnItsWayToAnotherQueue() throws {
