@@ -92,6 +92,22 @@ func forget(_ storage: any Storage, at offset: UInt64, _ count: UInt64) -> Stora
     #expect(stat(path, &status) == 0 && status.st_blocks < 64)
   }
 
+  /// mktemp makes one, and so does whoever is killed while creating it.
+  @Test func anEmptyImageIsMadeAsLargeAsANewOne() throws {
+    let scratch = try ScratchDirectory()
+    let path = scratch.file("empty")
+    close(creat(path, 0o600))
+    #expect { try FileStorage(path: path) } throws: { ($0 as? StorageError)?.code == .badSize }
+    #expect(throws: StorageError.self) {
+      try FileStorage(path: path, options: StorageOptions(createByteCount: 1000))
+    }
+    let readOnly = StorageOptions(readOnly: true, createByteCount: 4096)
+    #expect(throws: StorageError.self) { try FileStorage(path: path, options: readOnly) }
+    #expect(try FileStorage(path: path, options: StorageOptions(createByteCount: 8192)).byteCount == 8192)
+    // One that has a size keeps it.
+    #expect(try FileStorage(path: path, options: StorageOptions(createByteCount: 4096)).byteCount == 8192)
+  }
+
   @Test func aSecondWriterIsRefusedWithTheImageNamed() throws {
     let scratch = try ScratchDirectory()
     let path = scratch.file("disk")

@@ -30,6 +30,17 @@ import XbdFront
     try load.check()
   }
 
+  /// Its size may have been published before anybody came.
+  @Test(arguments: Setting.all)
+  func aDiskThatWasResizedBeforeAnybodyConnectedHasItsNewSize(setting: Setting) throws {
+    let pair = try Pair(setting)
+    try pair.served.resize(to: 8 << 20)
+    let device = try pair.connect()
+    #expect(device.features.sectorCount == 16384)
+    #expect(try pair.perform(.write, 7 << 20, data: pattern(4096, 2)) == .okay)
+    #expect(try pair.read(7 << 20, 4096) == pattern(4096, 2))
+  }
+
   @Test(arguments: Setting.all)
   func whatIsInFlightWhenTheDiskShrinksEndsOnceAndWhatIsLeftStays(setting: Setting) throws {
     let configuration = BackendConfiguration.profile(setting.profile)

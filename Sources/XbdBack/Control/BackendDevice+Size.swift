@@ -41,8 +41,18 @@ extension BackendDevice {
   /// The size first, then the state again: its watch is what tells the frontend (blkif.h; Linux xen_vbd_resize).
   private func publishSize() {
     setSectorCount(storage.byteCount)
-    guard machine.own == .connected else { return }
+    let publication = configuration.publication
+    let isEarly: Bool
+    switch machine.own {
+    case .initialising: isEarly = publication.initialising.contains(.size)
+    case .initWait: isEarly = (publication.initialising + publication.initWait).contains(.size)
+    case .connected: isEarly = queues.isEmpty
+    default: return
+    }
     let node = (Key.sectors, DeviceNodes.publishedSize(storage.byteCount, configuration))
+    // Nobody has connected yet, and whoever does may not find it written again.
+    if isEarly { return publish([node], nil) }
+    guard machine.own == .connected else { return }
     switch configuration.sizeChange {
     case .atOnce: publish([node], .connected)
     case .inTwoSteps:

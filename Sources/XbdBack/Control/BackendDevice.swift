@@ -228,7 +228,14 @@ public final class BackendDevice: @unchecked Sendable {
   }
 
   private func frontendState() throws(XenError) -> FrontendState {
-    FrontendState(node: try backend.store.readBytes("\(frontendDirectory)/\(Key.state)"))
+    do throws(XenError) {
+      return FrontendState(node: try backend.store.readBytes("\(frontendDirectory)/\(Key.state)"))
+    } catch {
+      // In a driver domain a node that is gone is one that may not be read, as its parents may not; and a guest that
+      // shuts its node away is as good as gone.
+      if error.code == .denied { return .missing }
+      throw error
+    }
   }
 
   /// Whether what is offered at Initialising is not there.

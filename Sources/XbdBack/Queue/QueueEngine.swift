@@ -156,14 +156,6 @@ internal import Xen
   /// Requests that were taken together are not all done, and are answered together.
   private var holdsBatch: Bool { away > 0 && parameters.configuration.answersWholeBatches }
 
-  /// Whether a request that could be taken now has arrived.
-  var hasWork: Bool {
-    if slow.hasCompleted { return true }
-    if violation != nil || barrier != nil || holdsBatch || isStopped { return false }
-    guard let available = try? ring.availableRequests() else { return true }
-    return available > 0
-  }
-
   /// Asks the frontend for a notification of its next request.
   ///
   /// - Returns: false when there is something to do right now.

@@ -49,19 +49,23 @@ public final class FileStorage: Storage {
     sectorSize = options.sectorSize
     isReadOnly = options.readOnly
     try Self.lock(file.raw, path, exclusive: !options.readOnly, milliseconds: options.lockPatience)
-    if descriptor.created, let wanted = options.createByteCount, ftruncate(file.raw, off_t(wanted)) != 0 {
-      let reason = Errno.current
-      // SAFETY: a string that the call reads.
-      unsafe unlink(path)
-      throw StorageError(.system, "cannot give the new image \(path) its \(wanted) bytes: \(reason)")
-    }
-
     var status = stat()
     // SAFETY: the call fills the local variable.
     guard unsafe fstat(file.raw, &status) == 0 else {
       throw StorageError(.system, "cannot look at \(path): \(Errno.current)")
     }
     try Self.requireDisk(status, path)
+    // One that is there and empty, as mktemp makes it, or whoever was killed while creating it, is as good as none.
+    let isEmpty = cxen_is_regular_file(status.st_mode) != 0 && status.st_size == 0
+    if isEmpty, !options.readOnly, let wanted = options.createByteCount {
+      try StorageOptions.check(wanted, multipleOf: options.sectorSize, what: "a new image")
+      if ftruncate(file.raw, off_t(wanted)) != 0 {
+        let reason = Errno.current
+        // SAFETY: a string that the call reads.
+        if descriptor.created { unsafe unlink(path) }
+        throw StorageError(.system, "cannot give the new image \(path) its \(wanted) bytes: \(reason)")
+      }
+    }
     var alignment = 512
     isBlockDevice = cxen_is_block_device(status.st_mode) != 0
     if isBlockDevice {
