@@ -43,6 +43,20 @@ import Xen
     #expect(throws: XenError.self) { _ = try sharing.share(pages: 1, with: .dom0, writable: true) }
   }
 
+  /// Each of them would keep two descriptors, and a backend lives longer than its guests.
+  @Test func aProcessKeepsNothingOpenOfDomainsThatAreGone() throws {
+    let machine = try Machine()
+    let backend = try machine.join(0)
+    let mapping = try backend.openGrantMapping()
+    for number in 10..<20 as Range<UInt16> {
+      try machine.toolstack.createDomain(DomainID(number))
+      let pages = try machine.join(number).openGrantSharing().share(pages: 1, with: .dom0, writable: true)
+      _ = try mapping.map(pages.references, of: DomainID(number), writable: true)
+      try machine.toolstack.destroyDomain(DomainID(number))
+      #expect(backend.connection.foreignDomains == [number])
+    }
+  }
+
   @Test func freedPagesGoBackToTheSystemAndComeBackZero() throws {
     let machine = try Machine()
     let sharing = try machine.join(1).openGrantSharing()

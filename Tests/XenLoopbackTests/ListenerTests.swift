@@ -6,6 +6,7 @@ import CXen
 import Glibc
 import Platform
 import SystemPackage
+import TestSupport
 import Testing
 
 @testable import XenLoopback
@@ -59,5 +60,25 @@ import Testing
     // There is room again for each that goes.
     guests.removeFirst()
     try eventually("room for another") { try connect(1).call(.getDomainPath, "1\0") != nil }
+  }
+
+  /// Our own client of libxenstore tries a connection before it makes its own, and both may be accepted in one turn.
+  @Test func aConnectionThatHasBeenLeftTakesNobodysPlace() throws {
+    let server = XenStoreServer(loop: try HostLoop())
+    var others: [Int32] = []
+    defer { for other in others { close(other) } }
+    func accept() throws {
+      let (ours, theirs) = try makeSocketPair()
+      server.accepted(OwnedDescriptor(ours), for: 1)
+      others.append(theirs)
+    }
+    for _ in 0..<64 { try accept() }
+    try accept()
+    #expect(server.connections.count == 64 && isAbandoned(others[64]))
+    // Not closed: a child that another test begins at this moment would have it as well.
+    shutdown(others[5], Int32(SHUT_RDWR))
+    try accept()
+    #expect(server.connections.count == 64 && !isAbandoned(others[65], milliseconds: 0))
+    server.stop()
   }
 }

@@ -139,6 +139,18 @@ import Xen
     #expect(root.call(.setPermissions, "/local/domain/1/data/by-root\0b2\0")?.failure == nil)
   }
 
+  @Test func aDomainInheritsNothingFromAnEarlierOneOfItsNumber() throws {
+    let machine = try Machine()
+    let root = try raw(machine, 0)
+    #expect(root.call(.write, "/open\u{0}v")?.failure == nil)
+    #expect(root.call(.setPermissions, "/open\0n0\0b2\0r1\0")?.failure == nil)
+    #expect(try raw(machine, 2).call(.write, "/open\u{0}w")?.failure == nil)
+    try machine.toolstack.destroyDomain(DomainID(2))
+    try machine.toolstack.createDomain(DomainID(2))
+    #expect(root.call(.getPermissions, "/open\0")?.text == "n0\0r1\0")
+    #expect(try raw(machine, 2).call(.write, "/open\u{0}x")?.failure == "EACCES")
+  }
+
   @Test func aGuestsQuotasHoldAndTheControlDomainHasNone() throws {
     let machine = try Machine()
     let (root, guest) = (try raw(machine, 0), try raw(machine, 1))

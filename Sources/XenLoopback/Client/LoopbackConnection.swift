@@ -133,6 +133,9 @@ final class LoopbackConnection: Sendable {
   /// The pages that this join counts against its domain's limit.
   var pagesShared: SharedUInt32 { memory.pagesShared(byJoinAt: place) }
 
+  /// The other domains whose memory is kept open.
+  var foreignDomains: Set<UInt16> { foreign.withLock { Set($0.keys) } }
+
   /// A domain's memory by its number, this domain's own included.
   ///
   /// - Throws: `.noSuchFileOrDirectory` when there is no such domain.
@@ -140,7 +143,11 @@ final class LoopbackConnection: Sendable {
     if domain == self.domain { return memory }
     if let known = foreign.withLock({ $0[domain] }), known.isAlive { return known }
     let memory = try control.call(ControlMessage(.lookUp, a: UInt32(domain))).memory()
-    foreign.withLock { $0[domain] = memory }
+    foreign.withLock { known in
+      // Each keeps two descriptors, and numbers of domains are not used again for long.
+      for (other, memory) in known where !memory.isAlive { known[other] = nil }
+      known[domain] = memory
+    }
     return memory
   }
 }

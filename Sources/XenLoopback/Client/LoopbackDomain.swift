@@ -15,7 +15,7 @@ public final class LoopbackDomain: XenSystem {
   public let id: DomainID
   /// The host's directory.
   public let directory: String
-  private let connection: LoopbackConnection
+  let connection: LoopbackConnection
 
   /// Joins a domain that exists.
   ///

@@ -6,7 +6,7 @@
 // exchanged to map, unmap, copy or notify. Files are sparse and pages of them exist once touched.
 //
 //   page 0        header, then who shares how many pages
-//   page 1        event-channel handles: whose, and how often their eventfd was written
+//   page 1        event-channel handles: how often their eventfd was written
 //   page 2        maptrack frames: which process uses which
 //   then          event-channel ports, 32 bytes each
 //   then          grant entries, 32 bytes each
@@ -156,11 +156,9 @@ struct PortEntry {
 /// An event-channel handle: an eventfd that belongs to one process.
 struct HandleEntry {
   let record: SharedRecord
-  /// The handle's number; 0 in a free place.
-  var id: SharedUInt32 { record.word32(0) }
   /// How many writes to the eventfd were announced.
   ///
   /// Whoever writes adds 1 first; whoever reads compares with what it has read, and so knows without a system
-  /// call that nothing is there.
+  /// call that nothing is there. The eight bytes before it are not used.
   var announced: SharedUInt64 { record.word64(8) }
 }

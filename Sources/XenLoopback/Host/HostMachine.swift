@@ -164,16 +164,14 @@ final class HostMachine {
     }
     lastHandle += 1
     let handle = HostHandle(number: lastHandle, index: index, join: join, descriptor: descriptor)
-    let entry = domain.memory.handle(index)
-    entry.announced.storeRelaxed(0)
-    entry.id.storeReleasing(handle.number)
+    // Whoever may write to it learns its place from a port, which is bound later.
+    domain.memory.handle(index).announced.storeRelaxed(0)
     handles[handle.number] = handle
     return handle
   }
 
   func closeHandle(_ handle: HostHandle) {
     for port in handle.ports { closePort(handle, port) }
-    domain(of: handle.join)?.memory.handle(handle.index).id.storeReleasing(0)
     handles[handle.number] = nil
   }
 

@@ -57,6 +57,12 @@ public final class LoopbackHost: Sendable {
     }
   }
 
+  /// Whether a host has its control socket in a directory, or had until it was killed.
+  public static func isServing(_ directory: String) -> Bool {
+    // SAFETY: a string that the call reads.
+    unsafe access(LoopbackPaths.control(directory), F_OK) == 0
+  }
+
   /// Ends the host: every connection is closed and the sockets are removed.
   public func stop() {
     stopped.withLock { done in

@@ -81,6 +81,13 @@ final class XenStoreConnection: LoopClient {
     adjustInterest()
   }
 
+  /// Closes it if there is nobody at its other end any more, though no event has said so yet.
+  func closeIfLeft() {
+    var look = pollfd(fd: descriptor.raw, events: 0, revents: 0)
+    // SAFETY: one descriptor, in the local variable.
+    if unsafe poll(&look, 1, 0) == 1, Int32(look.revents) & POLLHUP != 0 { close() }
+  }
+
   func close() {
     guard isOpen else { return }
     isOpen = false

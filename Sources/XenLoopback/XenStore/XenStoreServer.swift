@@ -56,8 +56,12 @@ final class XenStoreServer {
   /// Serves a connection, unless its domain has as many as it may.
   func accepted(_ descriptor: consuming OwnedDescriptor, for domain: UInt16) {
     if domain != 0 {
-      let open = connections.values.reduce(0) { $0 + ($1.domain == domain ? 1 : 0) }
-      guard open < XenStoreLimits.guestConnections else { return }
+      func open() -> Int { connections.values.reduce(0) { $0 + ($1.domain == domain ? 1 : 0) } }
+      // Those that have been left may not have been served since.
+      if open() >= XenStoreLimits.guestConnections {
+        for connection in connections.values where connection.domain == domain { connection.closeIfLeft() }
+      }
+      guard open() < XenStoreLimits.guestConnections else { return }
     }
     guard
       let connection = try? XenStoreConnection(descriptor, domain: domain, server: self, loop: loop)
@@ -274,15 +278,23 @@ final class XenStoreServer {
   private func release(_ domain: UInt16) {
     guard introduced.remove(domain) != nil else { return }
     targets[domain] = nil
-    // A later domain of the same number must not inherit what this one owned (XSA-322).
+    // A later domain of the same number must inherit neither what this one owned (XSA-322) nor what others let it do.
     var mine: [XenStorePath] = []
+    var others: [(XenStorePath, [XenStoreRight])] = []
+    func without(_ rights: [XenStoreRight]) -> [XenStoreRight] {
+      rights.prefix(1) + rights.dropFirst().filter { $0.domain != domain }
+    }
     tree.root.visit { names, node in
-      guard node.owner == domain, let path = try? XenStorePath(absolute: "/" + names.joined(separator: "/")),
-        !mine.contains(where: { path.isAtOrUnder($0) })
-      else { return }
-      mine.append(path)
+      guard let path = try? XenStorePath(absolute: "/" + names.joined(separator: "/")) else { return }
+      if node.owner == domain {
+        if !mine.contains(where: { path.isAtOrUnder($0) }) { mine.append(path) }
+      } else if without(node.permissions) != node.permissions {
+        others.append((path, without(node.permissions)))
+      }
     }
     for path in mine { fire(XenStoreNotice(path: path, removed: tree.remove(path))) }
+    for (path, rights) in others where tree.node(path) != nil { tree.setPermissions(path, rights) }
+    special = special.mapValues(without)
     fire(special: "@releaseDomain")
   }
 }
