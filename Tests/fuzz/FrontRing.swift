@@ -2,7 +2,8 @@
 //
 // A frontend's queue against a hostile backend. The input is a program of both sides' steps: the caller's (begin,
 // submit, cancel, release, poll) and the backend's (answer what is in the ring, truly or not; write anything
-// anywhere into ring and granted pages; notify).
+// anywhere into ring and granted pages; notify). In half of the inputs the backend runs on the queue's thread: what it
+// answers it then answers in the next poll.
 
 import Glibc
 import Platform
@@ -29,8 +30,13 @@ private final class Arena: GrantSharing, @unchecked Sendable {
   let memory: UnsafeMutableRawPointer = .allocate(
     byteCount: (pageCount + 2) * Page.size, alignment: Page.size)
   private var next = 0
+  /// Whether anybody asked for more than there is.
+  private(set) var hasRefused = false
 
-  func reset() { next = 0 }
+  func reset() {
+    next = 0
+    hasRefused = false
+  }
   func page(_ index: Int) -> UnsafeMutableRawPointer { memory + (1 + index) * Page.size }
   /// The page behind a reference that is shared now.
   func page(_ reference: GrantRef) -> UnsafeMutableRawPointer? {
@@ -42,7 +48,10 @@ private final class Arena: GrantSharing, @unchecked Sendable {
   func share(
     pages count: Int, with domain: DomainID, writable: Bool, notification: UnmapNotification?
   ) throws(XenError) -> SharedPages {
-    guard next + count <= Self.pageCount else { throw XenError(.limitReached, "the arena is full") }
+    guard next + count <= Self.pageCount else {
+      hasRefused = true
+      throw XenError(.limitReached, "the arena is full")
+    }
     let first = next
     next += count
     page(first).initializeMemory(as: UInt8.self, repeating: 0, count: count * Page.size)
@@ -68,7 +77,27 @@ private final class Channels: EventChannels, @unchecked Sendable {
   func unbind(_ port: EventChannelPort) throws(XenError) {}
 }
 
+/// The backend on the queue's own thread.
+private final class Inline: InlineBackend, @unchecked Sendable {
+  unowned let fuzzer: FrontRingFuzzer
+  init(_ fuzzer: FrontRingFuzzer) { self.fuzzer = fuzzer }
+  var wakeDescriptor: Int32 { -1 }
+  func run() -> Bool { fuzzer.serve() }
+}
+
 private final class FrontRingFuzzer {
+  /// An answer, as far as it is decided before it is known what there is to answer.
+  private struct Answer {
+    /// Which request it is for, of those in flight.
+    let choice: UInt8
+    let status: Int16
+    /// Whether it is for one at all when there is none.
+    let isForNothing: Bool
+    let lie: Lie?
+  }
+
+  private enum Lie { case id(UInt64), operation(UInt8), outerOperation, bit(UInt64), twice }
+
   private static let arena = Arena()
   private static let diskBytes: UInt64 = 1 << 20
   /// What the backend scribbles into pages: seeing that again is no leak.
@@ -96,6 +125,11 @@ private final class FrontRingFuzzer {
   private var isHonest = true
   private var isSuspended = false
   private var gaveUp = false
+  private var isInline = false
+  /// What a backend on the queue's thread answers when it runs next.
+  private var plan: [Answer] = []
+  /// Whether it answers everything instead, truly and well.
+  private var answersAll = false
 
   init(_ input: inout FuzzInput) {
     arena.reset()
@@ -137,14 +171,20 @@ private final class FrontRingFuzzer {
       }
       done.append(completion.operation)
     }
+    isInline = more & 128 != 0
+    if isInline {
+      let backend = Inline(self)
+      queue.runInline(backend)
+      queue.onReconnect = { [unowned queue] in queue.runInline(backend) }
+    }
   }
 
   func step(_ input: inout FuzzInput) {
     switch input.below(14) {
     case 0, 1: begin(&input)
     case 2: poll()
-    case 3, 4: answer(&input, truly: true)
-    case 5: answer(&input, truly: false)
+    case 3, 4: plan(&input, truly: true)
+    case 5: plan(&input, truly: false)
     case 6:
       isHonest = false
       setResponses(responses &+ UInt32(input.byte()) &- 16)
@@ -171,15 +211,34 @@ private final class FrontRingFuzzer {
     }
   }
 
-  /// Whatever happened, everything ends, once.
+  /// Whatever happened, everything ends, once; all of it well or badly as the backend says, if that is honest.
   func end() {
     for operation in begun { submit(operation) }
     begun = []
+    if isHonest, !isSuspended, !gaveUp { finish() }
     control.tell { $0.failEverything = .ioError }
     for _ in 0..<4 { poll() }
     guard submitted.isEmpty else { violated("everything in flight ends: \(submitted.count) do not") }
     for operation in done { queue.release(operation) }
     guard queue.unfinishedOperations == 0 else { violated("nothing is left unfinished") }
+  }
+
+  /// With a backend that answers all that it is asked, and callers that release, nothing waits for ever.
+  private func finish() {
+    answersAll = true
+    for _ in 0..<4096 {
+      for operation in done { queue.release(operation) }
+      done = []
+      if !isInline { serve() }
+      let ended = poll()
+      guard !submitted.isEmpty else { return }
+      // Only who sleeps has nothing more to do; what it sleeps for is an answer.
+      guard ended || queue.hasMore || !published.isEmpty || !queue.armWakeup() else { break }
+    }
+    // Pages that the domain refuses may come later; time brings those back, and there is none here.
+    guard arena.hasRefused || !isHonest else {
+      violated("an honest backend's frontend ends everything: \(submitted.count) are left")
+    }
   }
 
   // MARK: The caller
@@ -192,6 +251,11 @@ private final class FrontRingFuzzer {
     let scale: UInt64 = what & 8 != 0 ? 512 : 37
     var offset = UInt64(input.half()) * scale
     var count = UInt64(input.byte()) * scale
+    if what & 0xE0 == 0xC0 {
+      // Large enough to be issued in parts.
+      offset &= 0x1FFF
+      count &*= 8
+    }
     if what & 0xF0 == 0xF0 {
       offset = input.long()
       count = input.long()
@@ -228,9 +292,11 @@ private final class FrontRingFuzzer {
     }
   }
 
-  private func poll() {
-    queue.poll()
+  @discardableResult
+  private func poll() -> Bool {
+    let ended = queue.poll()
     scan()
+    return ended
   }
 
   private func news(_ input: inout FuzzInput) {
@@ -264,6 +330,7 @@ private final class FrontRingFuzzer {
     seen = 0
     responses = 0
     published = []
+    plan = []
     isHonest = true
     isSuspended = false
     let pool = GrantPool(sharing: arena, backend: .dom0, mode: parameters.grants, bound: parameters.poolPages)
@@ -280,28 +347,63 @@ private final class FrontRingFuzzer {
     ringPages.baseAddress.storeBytes(of: value, toByteOffset: 8, as: UInt32.self)
   }
 
-  /// Answers a request: as it should be, or with anything.
-  private func answer(_ input: inout FuzzInput, truly: Bool) {
+  /// Reads an answer, as it should be or anything, and gives it: at once, or when the backend runs.
+  private func plan(_ input: inout FuzzInput, truly: Bool) {
     let choice = input.byte()
-    var id = input.isAtEnd ? 0 : UInt64(choice)
-    var operation: UInt8 = choice
+    let isForNothing = input.isAtEnd
     let status = [0, 0, 0, -1, -2, 7][input.below(6)] as Int16
-    if !published.isEmpty {
-      let index = Int(choice) % published.count
+    var lie: Lie?
+    if !truly {
+      switch input.below(5) {
+      case 0: lie = .id(input.long())
+      case 1: lie = .operation(input.byte())
+      case 2: lie = .outerOperation
+      case 3: lie = .bit(1 << UInt64(input.below(64)))
+      default: lie = .twice
+      }
+    }
+    let answer = Answer(choice: choice, status: status, isForNothing: isForNothing, lie: lie)
+    if isInline { plan.append(answer) } else { give(answer) }
+  }
+
+  /// Runs the backend: one answer that was planned, or all that there are to give.
+  ///
+  /// - Returns: whether it did anything.
+  @discardableResult
+  func serve() -> Bool {
+    scan()
+    if answersAll {
+      guard !published.isEmpty else { return false }
+      while !published.isEmpty { give(Answer(choice: 0, status: 0, isForNothing: false, lie: nil)) }
+      return true
+    }
+    guard !plan.isEmpty else { return false }
+    give(plan.removeFirst())
+    return true
+  }
+
+  private func give(_ answer: Answer) {
+    var id = answer.isForNothing ? 0 : UInt64(answer.choice)
+    var operation = answer.choice
+    if published.isEmpty {
+      // There is nothing that this could be true of.
+      isHonest = false
+    } else {
+      let index = Int(answer.choice) % published.count
       let request = published[index]
       id = request.id
       operation = request.inner
-      if truly {
-        published.remove(at: index)
-      } else {
+      if let lie = answer.lie {
         isHonest = false
-        switch input.below(5) {
-        case 0: id = input.long()
-        case 1: operation = input.byte()
-        case 2: operation = request.operation
-        case 3: id ^= 1 << UInt64(input.below(64))
-        default: break
+        switch lie {
+        case .id(let other): id = other
+        case .operation(let other): operation = other
+        case .outerOperation: operation = request.operation
+        case .bit(let bit): id ^= bit
+        case .twice: break
         }
+      } else {
+        published.remove(at: index)
       }
     }
     let address =
@@ -309,7 +411,7 @@ private final class FrontRingFuzzer {
     address.storeBytes(of: UInt32(truncatingIfNeeded: id), as: UInt32.self)
     address.storeBytes(of: UInt32(truncatingIfNeeded: id >> 32), toByteOffset: 4, as: UInt32.self)
     address.storeBytes(of: UInt16(operation) | 0xEE00, toByteOffset: 8, as: UInt16.self)
-    address.storeBytes(of: status, toByteOffset: 10, as: Int16.self)
+    address.storeBytes(of: answer.status, toByteOffset: 10, as: Int16.self)
     responses &+= 1
     setResponses(responses)
   }

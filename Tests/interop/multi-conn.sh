@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# MULTI_CONN keeps its word: a flush on one connection covers what was acknowledged on all the others.
+# MULTI_CONN keeps its word: what one connection wrote is seen on all of them, and is there after a flush on another one
+# and a death. That the flush is not made light of, flush-asks-the-system.sh shows.
 # profile: each; the same
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"

@@ -204,7 +204,7 @@ import Xen
     }
   }
 
-  /// The pool was meant to have 64 pages, and the domain has 4: whoever comes first must not take the last of them.
+  /// The pool was meant to have 64 pages, and the domain has 4: whoever waits behind gives up its own.
   @Test(arguments: [GrantMode.persistent, .perRequest], [true, false])
   func regression_operationsThatWaitDoNotKeepEveryPageFromTheOneInFront(grants: GrantMode, isInline: Bool)
     throws
@@ -230,6 +230,41 @@ import Xen
     for index in 1...8 as ClosedRange<UInt64> { harness.submit(.write, index * 4096, 4096, data: data) }
     harness.settle()
     #expect(harness.takeStatuses() == [OperationStatus](repeating: .okay, count: 9))
+    #expect(harness.backend.disk[1] == 9)
+    for index in 1...8 {
+      #expect(sameBytes(Array(harness.backend.disk[index * 4096..<(index + 1) * 4096]), data))
+    }
+  }
+
+  /// The pool was meant to have 64 pages, and the domain has 4: callers whose payload is not there yet must not hold the last.
+  @Test(arguments: [true, false])
+  func callersThatHoldOperationsLeaveAPageOfADomainThatHasFew(isInline: Bool) throws {
+    let harness = try QueueHarness(QueueSetup(poolPages: 64, isInline: isInline, limit: 4))
+    let held = (1...8).compactMap { harness.begin(.read, UInt64($0) * 4096, 4096) }
+    #expect(held.count == 8)
+    harness.submit(.writeZeroes, 0, 4096)
+    harness.settle()
+    #expect(harness.takeStatuses() == [.okay])
+    for operation in held { harness.queue.submit(operation) }
+    harness.settle()
+    #expect(harness.takeStatuses() == [OperationStatus](repeating: .okay, count: 8))
+    #expect(harness.queue.unfinishedOperations == 0)
+  }
+
+  @Test func anUnalignedWriteFindsAPageBesideWritesThatAreHeld() throws {
+    let harness = try QueueHarness(QueueSetup(sectorSize: 4096, poolPages: 64, limit: 4))
+    let data = Pattern.some(4096, seed: 5)
+    let held = (1...8).compactMap { harness.begin(.write, UInt64($0) * 4096, 4096) }
+    #expect(held.count == 8)
+    harness.submit(.write, 1, 1, data: [9])
+    harness.settle()
+    #expect(harness.takeStatuses() == [.okay])
+    for operation in held {
+      harness.fill(operation, data)
+      harness.queue.submit(operation)
+    }
+    harness.settle()
+    #expect(harness.takeStatuses() == [OperationStatus](repeating: .okay, count: 8))
     #expect(harness.backend.disk[1] == 9)
     for index in 1...8 {
       #expect(sameBytes(Array(harness.backend.disk[index * 4096..<(index + 1) * 4096]), data))
