@@ -61,6 +61,9 @@ public struct Event {
     unsafe buffer.deallocate()
   }
 
+  /// The epoll instance, readable while a watched descriptor is ready; owned by this value.
+  public var fileDescriptor: Int32 { descriptor.raw }
+
   /// Starts to watch a descriptor, which stays the caller's.
   public func add(_ fileDescriptor: Int32, _ interest: Readiness, token: UInt64) throws(Errno) {
     try control(EPOLL_CTL_ADD, fileDescriptor, interest, token)

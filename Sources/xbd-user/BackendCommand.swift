@@ -86,6 +86,7 @@ struct BackendCommand: ParsableCommand {
 
   func run() throws {
     let signals = try Signals([SIGTERM, SIGINT, SIGHUP])
+    let parent = withParent ? getppid() : nil
     if withParent { _ = cxen_end_with_parent(SIGTERM) }
     let logger = Log.start(verbosity: verbose)
     let configuration = try storage.configuration(readOnly: readOnly, queues: maxQueues)
@@ -114,14 +115,17 @@ struct BackendCommand: ParsableCommand {
       if case .created = origin { try? directories.remove(from: store) }
       throw error
     }
-    Console.line(
-      "\(directories.device) for domain \(directories.frontend): \(image), \(disk.byteCount) bytes, at \(directories.backendPath)"
-    )
+    // What started us has said it, and takes what we say last for why we ended.
+    if parent == nil {
+      Console.line(
+        "\(directories.device) for domain \(directories.frontend): \(image), \(disk.byteCount) bytes, at \(directories.backendPath)"
+      )
+    }
     var look = [
       pollfd(fd: signals.fileDescriptor, events: Int16(POLLIN), revents: 0),
       pollfd(fd: events.fileDescriptor, events: Int16(POLLIN), revents: 0),
     ]
-    while signals.next() == nil, events.outcome == nil { _ = poll(&look, 2, -1) }
+    while !isToldToEnd(signals, by: parent), events.outcome == nil { _ = poll(&look, 2, -1) }
     // Before the backend is stopped, which is a removal as well.
     let outcome = events.outcome
     backend.stop(waiting: outcome == nil ? 5000 : 0)
@@ -132,6 +136,18 @@ struct BackendCommand: ParsableCommand {
     if case .removed? = outcome {
       Console.note("\(directories.device) for domain \(directories.frontend) is gone")
     }
+  }
+
+  /// Takes the signals that have come.
+  ///
+  /// - Parameter parent: whoever started this command and ends it when it is done with the device. A signal to all of a service,
+  ///   or of a terminal, comes to that one too, which has yet to flush the device.
+  /// - Returns: whether one of them is to be followed.
+  private func isToldToEnd(_ signals: borrowing Signals, by parent: pid_t?) -> Bool {
+    while let (_, sender) = signals.nextWithSender() {
+      guard let parent, sender != parent, getppid() == parent else { return true }
+    }
+    return false
   }
 
   private func system() throws -> any XenSystem {

@@ -23,11 +23,12 @@ struct ListCommand: ParsableCommand {
     let system =
       try loopback.map { try Systems.loopback($0, domain: loopbackFrontend) }
       ?? Systems.libXen(instead: "\"xbd-user list --loopback DIRECTORY\"")
-    let devices = try DeviceSummary.all(in: try system.openXenStore())
-    if json { return print(try JSONText.encode(devices.map(Row.init))) }
-    guard !devices.isEmpty else { return print("this domain has no virtual block devices") }
-    print(Row.line("DEVICE", "FRONTEND", "BACKEND", "DOMAIN", "DRIVEN BY", "PATH"))
-    for device in devices { print(Row(device).line) }
+    let devices = try DeviceSummary.all(
+      in: try system.openXenStore(), kernel: system.sharesDevicesWithKernel ? KernelDriver() : nil)
+    if json { return try Console.result(try JSONText.encode(devices.map(Row.init))) }
+    guard !devices.isEmpty else { return try Console.result("this domain has no virtual block devices") }
+    let head = Row.line("DEVICE", "FRONTEND", "BACKEND", "DOMAIN", "DRIVEN BY", "PATH")
+    try Console.result(([head] + devices.map { Row($0).line }).joined(separator: "\n"))
   }
 
   private struct Row: Encodable {

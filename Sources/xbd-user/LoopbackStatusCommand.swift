@@ -18,7 +18,7 @@ struct LoopbackStatusCommand: ParsableCommand {
 
   func run() throws {
     let domains = try LoopbackDomainSurvey.all(in: directory).map(DomainCounts.init)
-    guard !json else { return Console.line(try JSONText.encode(domains)) }
+    guard !json else { return try Console.result(try JSONText.encode(domains)) }
     var rows = [
       [
         "domain", "joins", "shared", "limit", "grants", "mapped", "mappings", "ports", "connections",
@@ -28,10 +28,10 @@ struct LoopbackStatusCommand: ParsableCommand {
     ]
     rows += domains.map { $0.row.map { String($0) } }
     let widths = rows[0].indices.map { column in rows.map { $0[column].count }.max() ?? 0 }
-    for row in rows {
-      let cells = zip(row, widths).map { String(repeating: " ", count: $1 - $0.count) + $0 }
-      Console.line(cells.joined(separator: "  "))
+    let lines = rows.map { row in
+      zip(row, widths).map { String(repeating: " ", count: $1 - $0.count) + $0 }.joined(separator: "  ")
     }
+    try Console.result(lines.joined(separator: "\n"))
   }
 }
 

@@ -83,11 +83,11 @@ struct MeasureCommand: ParsableCommand {
     if target.device != nil, let loopback = target.loopback {
       system = try Systems.loopback(loopback, domain: loopbackFrontend)
     } else if let loopback = target.loopback {
+      let configuration = try storage.configuration(
+        readOnly: !load.isWrite, queues: frontend.negotiation.queues)
       let made = try EmbeddedLoopback(
         directory: directory.path + "/xen", image: loopback,
-        storage: try storage.open(loopback, readOnly: !load.isWrite),
-        configuration: try storage.configuration(
-          readOnly: !load.isWrite, queues: frontend.negotiation.queues),
+        storage: try storage.open(loopback, readOnly: !load.isWrite), configuration: configuration,
         kind: storage.profile?.kind ?? "vbd", pageLimit: LoopbackDefaults.pageLimit, logger: logger)
       embedded = made
       system = made.frontend
@@ -106,18 +106,21 @@ struct MeasureCommand: ParsableCommand {
     }
     defer { ServeSession.close(block, within: Self.patience) }
     try embedded?.runInline(block.queues)
-    let result = try measure(block, byteCount, signals)
-    Console.line(json ? try JSONText.encode(result) : result.text)
+    let (result, failure) = try measure(block, byteCount, signals)
+    try Console.result(json ? try JSONText.encode(result) : result.text)
     guard result.failed == 0 else {
-      throw Failure("\(result.failed) requests failed; the figures mean nothing")
+      throw Failure("\(result.failed) requests failed (\(failure)), so the figures mean nothing")
     }
   }
 
   /// Runs the load on every queue until the time is over, or a signal ends it earlier.
   private func measure(
     _ device: BlockDevice, _ byteCount: UInt64, _ signals: borrowing Signals
-  ) throws -> MeasureReport {
+  ) throws -> (MeasureReport, failure: String) {
     let size = device.features.sectorCount << 9
+    guard !load.isWrite || !device.queues.contains(where: { $0.parameters.isReadOnly }) else {
+      throw Failure("\(device.location.device) is read-only, and --load \(load.rawValue) writes")
+    }
     guard byteCount > 0, byteCount % UInt64(device.features.sectorSize) == 0, byteCount <= min(size, 64 << 20)
     else {
       throw Failure(
@@ -151,9 +154,22 @@ struct MeasureCommand: ParsableCommand {
     watch(device, signals, handed, start)
     for thread in threads { thread.join() }
     let elapsed = MonotonicClock.nanoseconds() - start
-    return MeasureReport(
+    let report = MeasureReport(
       device: device, load: load, byteCount: byteCount, depth: depth, nanoseconds: elapsed, loads: loads,
       processorSeconds: Self.processorSeconds() - before)
+    return (report, why(device, loads))
+  }
+
+  /// Why requests failed, if any did: what is the matter with the device, or what the first of them was told.
+  private func why(_ device: BlockDevice, _ loads: [QueueLoad]) -> String {
+    if case .failed(let error) = device.state { return error.message }
+    switch loads.lazy.compactMap(\.failure).first {
+    case .shutdown?: return "\(device.location.device) was taken away"
+    case .readOnly?: return "\(device.location.device) is read-only"
+    case .outOfRange?: return "\(device.location.device) has become smaller"
+    case .notSupported?: return "the backend does not support them"
+    case .ioError?, .okay?, nil: return "the backend said that they did; its log says why"
+    }
   }
 
   /// How long a backend may be silent at the end.

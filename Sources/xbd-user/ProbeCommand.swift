@@ -30,22 +30,26 @@ struct ProbeCommand: ParsableCommand {
       ?? Systems.libXen(instead: "\"xbd-user probe \(device) --loopback DIRECTORY\"")
     var options = FrontendOptions()
     negotiation.apply(to: &options)
-    let probe = try DeviceProbe(device, in: try system.openXenStore(), options: options)
+    let probe = try DeviceProbe(
+      device, in: try system.openXenStore(), options: options,
+      kernel: system.sharesDevicesWithKernel ? KernelDriver() : nil)
     let report = Report(probe, options)
-    if json { return print(try JSONText.encode(report)) }
-    print("\(probe.location.device), backend in domain \(probe.location.backendDomain)")
-    show("frontend", probe.location.frontend, probe.frontendNodes)
-    show("backend", probe.location.backend, probe.backendNodes)
-    print("\nwould be negotiated")
-    for (what, value) in report.verdicts { print("  \(pad(what, 24))\(value)") }
+    if json { return try Console.result(try JSONText.encode(report)) }
+    let lines =
+      ["\(probe.location.device), backend in domain \(probe.location.backendDomain)"]
+      + describe("frontend", probe.location.frontend, probe.frontendNodes)
+      + describe("backend", probe.location.backend, probe.backendNodes)
+      + ["", "would be negotiated"]
+      + report.verdicts.map { what, value in "  \(pad(what, 24))\(value)" }
+    try Console.result(lines.joined(separator: "\n"))
   }
 
-  private func show(_ end: String, _ path: String, _ nodes: [DeviceProbe.Node]) {
-    print("\n\(end)  \(path)")
-    for node in nodes {
-      let (key, value) = (ForeignText.printable(node.key), ForeignText.printable(node.value))
-      print("  \(pad(key, 32))\(pad(value, 22))\(node.meaning ?? "unknown to blkif.h")")
-    }
+  private func describe(_ end: String, _ path: String, _ nodes: [DeviceProbe.Node]) -> [String] {
+    ["", "\(end)  \(path)"]
+      + nodes.map { node in
+        let (key, value) = (ForeignText.printable(node.key), ForeignText.printable(node.value))
+        return "  \(pad(key, 32))\(pad(value, 22))\(node.meaning ?? "unknown to blkif.h")"
+      }
   }
 
   private func pad(_ text: String, _ width: Int) -> String {

@@ -100,10 +100,11 @@ struct ServeCommand: ParsableCommand {
       system = made.frontend
       name = String(EmbeddedLoopback.device.number)
     } else if target.device == nil, let loopback = target.loopback {
+      // First what may be refused, then what makes an image.
+      let configuration = try storage.configuration(readOnly: readOnly, queues: frontend.negotiation.queues)
       let made = try EmbeddedLoopback(
         directory: directory.path + "/xen", image: loopback,
-        storage: try storage.open(loopback, readOnly: readOnly),
-        configuration: try storage.configuration(readOnly: readOnly, queues: frontend.negotiation.queues),
+        storage: try storage.open(loopback, readOnly: readOnly), configuration: configuration,
         kind: storage.profile?.kind ?? "vbd", pageLimit: gntallocLimit ?? LoopbackDefaults.pageLimit,
         logger: logger)
       embedded = made
@@ -120,7 +121,7 @@ struct ServeCommand: ParsableCommand {
     defer { outside?.stop() }
     var options = frontend.options
     reconnect.apply(to: &options)
-    let device = try connect(name, system, options, logger, signals)
+    let device = try connect(name, system, options, logger, signals, outside)
     let session: ServeSession
     do {
       try embedded?.runInline(device.queues)
@@ -142,13 +143,11 @@ struct ServeCommand: ParsableCommand {
       session.stop()
       throw error
     }
-    var lost = session.stop()
-    // What was in flight may not have been done.
-    if case .failed(let error) = device.state { lost = error.message }
+    let unflushed = session.stop()
     // What happened to the device comes before what cannot be told of it.
     let reported = Result { try report(session) }
     do {
-      try end(outcome, child, lost)
+      try end(outcome, child, device.state, unflushed)
     } catch {
       if case .failure(let unreported) = reported { Console.note("xbd-user: \(unreported)") }
       throw error
@@ -158,11 +157,17 @@ struct ServeCommand: ParsableCommand {
 
   /// What the command ends with.
   ///
-  /// - Parameter lost: what was lost, for a person.
-  private func end(_ outcome: SessionOutcome, _ child: ChildCommand?, _ lost: String?) throws {
+  /// - Parameter unflushed: what was lost, for a person.
+  private func end(
+    _ outcome: SessionOutcome, _ child: ChildCommand?, _ state: DeviceState, _ unflushed: String?
+  ) throws {
+    var lost = unflushed
+    // What was in flight may not have been done.
+    if case .failed(let error) = state { lost = error.message }
     var status: Int32
     switch outcome {
-    case .deviceGone(let sentence): throw Failure(sentence)
+    case .deviceGone(let sentence):
+      throw Failure([sentence, unflushed].compactMap(\.self).joined(separator: "; "))
     case .child(let ended): status = ended
     case .stopped(let signal):
       guard let child else {
@@ -177,16 +182,23 @@ struct ServeCommand: ParsableCommand {
     if status != 0 { throw ExitCode(status) }
   }
 
-  /// Connects; a signal that asks for the end ends the waiting.
+  /// Connects; a signal that asks for the end ends the waiting, and so does the end of a backend of ours.
   private func connect(
     _ name: String, _ system: any XenSystem, _ options: FrontendOptions, _ logger: Logger,
-    _ signals: borrowing Signals
+    _ signals: borrowing Signals, _ outside: OutsideBackend?
   ) throws -> BlockDevice {
+    let cancellation = try EventLoop(capacity: 1)
+    for descriptor in [signals.endDescriptor, outside?.endDescriptor].compactMap(\.self) {
+      try cancellation.add(descriptor, .readable, token: 0)
+    }
     do throws(XbdError) {
       return try BlockDevice.connect(
-        name, on: system, options: options, logger: logger, cancellation: signals.endDescriptor)
+        name, on: system, options: options, logger: logger, cancellation: cancellation.fileDescriptor)
     } catch {
       if error.code == .cancelled, let exit = signals.nextEnd() { throw exit }
+      if let sentence = outside?.takeDeath(within: error.code == .cancelled ? 2000 : 0) {
+        throw Failure("\(sentence); it never connected")
+      }
       throw error
     }
   }
@@ -210,6 +222,11 @@ struct ServeCommand: ParsableCommand {
 
   /// An option that would do nothing is a misunderstanding.
   private func refuseWhatMeansNothing() throws {
+    if reconnect.reconnect, backend == .process, let image = target.loopback, image.hasPrefix("memory:") {
+      throw Failure(
+        "--reconnect needs an image that outlives its backend, and \(image) ends with the backend's process; name a file"
+      )
+    }
     let isOurs = target.device == nil && (backend == .reference || backend == .process)
     if let option = storage.behaviour.first, !isOurs {
       throw Failure("\(option) is for the reference backend, which does not serve this device")

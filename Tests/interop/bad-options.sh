@@ -5,6 +5,7 @@
 # backend: own; nothing is served
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/loopback.sh"
 
 complains() {
   local word=$1 status=0
@@ -14,6 +15,12 @@ complains() {
   contains "'$*'" "$(cat "$dir/said")" "$word"
 }
 complains "1000" serve --loopback memory:1M --sector-size 1000
+# What is no size of a sector is a sentence, not an arithmetic trap.
+for size in 0 -512 1024; do
+  complains "--sector-size takes 512 or 4096" serve --loopback memory:1M "--sector-size=$size"
+  complains "--sector-size takes 512 or 4096" measure --loopback memory:1M "--sector-size=$size"
+  complains "--sector-size takes 512 or 4096" backend memory:1M --loopback "$dir" "--sector-size=$size"
+done
 complains "--ring-order" serve --loopback memory:1M --ring-order 9
 complains "--queues" serve --loopback memory:1M --queues 0
 complains "--indirect" serve --loopback memory:1M --indirect 5000
@@ -33,5 +40,14 @@ complains "--size" serve --loopback "raw:$dir/disk.img" --backend none --size 1M
   refused "--loopback" "$XBD_USER" serve 51728
 }
 complains "$dir" serve xvda --loopback "$dir"
+
+# The directory of a host where an image is to be named.
+start_host
+refused "name one of its devices" "$XBD_USER" serve --loopback "$xen"
+refused "name one of its devices" "$XBD_USER" serve --loopback "$xen" --backend process
+refused "name one of its devices" "$XBD_USER" measure --loopback "$xen"
+refused "name one of its devices" "$XBD_USER" backend "$xen" --loopback "$xen"
+end "$host" host
+
 "$XBD_USER" --help >/dev/null
 "$XBD_USER" serve --help >/dev/null

@@ -5,6 +5,7 @@
 # backend: own; it serves no socket
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/loopback.sh"
 requires python3
 
 # figure FILE EXPRESSION: of the JSON, as r.
@@ -36,11 +37,20 @@ measure --loopback "$dir/disk.img" --load write --overwrite | grep -q 'requests/
 [ "$sum" != "$(sha256sum <"$dir/disk.img")" ] || fail "a write changed nothing"
 if measure --loopback memory:1M --block 100 2>"$dir/block.err"; then fail "a request of 100 bytes"; fi
 grep -q 'multiple of its sector' "$dir/block.err" || fail "no word of the sector"
+# A device that refuses writes is said to be one, and is read.
+start_host
+start_backend "$dir/disk.img" --read-only
+refused "read-only" "$XBD_USER" measure xvda --loopback "$xen" --load write --overwrite --seconds 1
+measure xvda --loopback "$xen" --load read >/dev/null
+end "$back_process" backend
+end "$host" host
 
 # A signal ends it early, with figures; faults of the backend fail it.
 "$XBD_USER" measure --loopback memory:16M --seconds 600 --json >"$dir/signal.json" &
 started+=($!)
-sleep 1
+runs() { grep -qs measure-0 /proc/$!/task/*/comm; }
+eventually runs
+sleep 0.5
 kill -TERM $!
 wait $!
 figure "$dir/signal.json" 'r["requests"] > 0 and r["seconds"] < 60'

@@ -24,6 +24,15 @@ refused "cannot write" "$XBD_USER" serve --loopback memory:1M --socket "$first_s
 [ -S "$socket" ] || fail "another server's socket was removed"
 stop
 
+# A link, which is whoever's it is, is written through.
+: >"$dir/elsewhere"
+ln -s "$dir/elsewhere" "$dir/link"
+serve memory:16M --pid-file "$dir/link"
+[ -L "$dir/link" ] || fail "the link was replaced"
+expect "the process in the file that the link names" "$(cat "$dir/elsewhere")" "$server"
+stop
+[ -e "$dir/elsewhere" ] || fail "what the link names was removed"
+
 # It is there for as long as the process is, which waits for a request that the backend has lost.
 if [ "$backend" = reference ]; then
   requires python3-libnbd

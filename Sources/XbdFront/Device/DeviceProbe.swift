@@ -39,8 +39,9 @@ public struct DeviceProbe: Sendable {
   ///   - name: a virtual device number (51728), a name (xvdb), or the path of a frontend directory.
   ///   - store: the domain's xenstore.
   ///   - options: what would be asked for.
+  ///   - kernel: whom to ask for its driver; nil where this machine's kernel is not in that domain.
   public init(
-    _ name: String, in store: any XenStore, options: FrontendOptions, kernel: KernelDriver = KernelDriver()
+    _ name: String, in store: any XenStore, options: FrontendOptions, kernel: KernelDriver? = KernelDriver()
   ) throws(XbdError) {
     location = try DeviceLocation(name, in: store)
     let frontend: Nodes
@@ -57,7 +58,7 @@ public struct DeviceProbe: Sendable {
       TransportParameters(options, try TransportFeatures(backend))
     }
     features = Result { () throws(MalformedNode) in try DeviceFeatures(backend, unit: options.sectorsUnit) }
-    kernelDriver = kernel.owner(of: location.device)
+    kernelDriver = kernel?.owner(of: location.device)
   }
 
   private static func explain(_ nodes: Nodes) -> [Node] {

@@ -23,8 +23,10 @@ public struct DeviceSummary: Sendable, Equatable {
   public let kernelDriver: String?
 
   /// Every block device of the domain that a xenstore connection belongs to, in the order of their numbers.
+  ///
+  /// - Parameter kernel: whom to ask for drivers; nil where this machine's kernel is not in that domain.
   public static func all(
-    in store: any XenStore, kernel: KernelDriver = KernelDriver()
+    in store: any XenStore, kernel: KernelDriver? = KernelDriver()
   ) throws(XbdError) -> [DeviceSummary] {
     do throws(XenError) {
       var found: [DeviceSummary] = []
@@ -39,7 +41,7 @@ public struct DeviceSummary: Sendable, Equatable {
   }
 
   private init(
-    _ device: VirtualDevice, _ path: String, _ store: any XenStore, _ kernel: KernelDriver
+    _ device: VirtualDevice, _ path: String, _ store: any XenStore, _ kernel: KernelDriver?
   ) throws(XenError) {
     self.device = device
     frontend = path
@@ -48,7 +50,7 @@ public struct DeviceSummary: Sendable, Equatable {
     backendDomain = (try? Decimal.parse(id, in: 0...0x7FEF)).map { DomainID(UInt16($0)) }
     frontendState = try Self.state(path, store)
     backendState = backend.isEmpty ? .unknown : try Self.state(backend, store)
-    kernelDriver = kernel.owner(of: device)
+    kernelDriver = kernel?.owner(of: device)
   }
 
   private static func state(_ directory: String, _ store: any XenStore) throws(XenError) -> XenbusState {

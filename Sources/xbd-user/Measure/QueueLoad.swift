@@ -46,6 +46,8 @@ final class QueueLoad {
   /// Requests that were answered well, and the rest.
   private(set) var completed: UInt64 = 0
   private(set) var failed: UInt64 = 0
+  /// What the first of those ended with.
+  private(set) var failure: OperationStatus?
   /// From submission to completion, added up, and the longest.
   private(set) var latencySum: UInt64 = 0
   private(set) var latencyMaximum: UInt64 = 0
@@ -122,7 +124,12 @@ final class QueueLoad {
   private func finish(_ completion: Completion) {
     if answeredAt == 0 { answeredAt = MonotonicClock.nanoseconds() }
     let latency = answeredAt &- completion.tag
-    if completion.status == .okay { completed += 1 } else { failed += 1 }
+    if completion.status == .okay {
+      completed += 1
+    } else {
+      failed += 1
+      failure = failure ?? completion.status
+    }
     latencySum &+= latency
     latencyMaximum = max(latencyMaximum, latency)
     queue.release(completion.operation)

@@ -32,7 +32,7 @@ final class HelperProcess {
     self.name = name
     command = try ChildCommand(
       program, environment: ChildCommand.environment(adding: []), helperOutput: sink.raw)
-    let output = HelperOutput()
+    let output = try HelperOutput()
     self.output = output
     reader = try DedicatedThread(name: "xbd-helper") { [source] in output.read(source.raw) }
   }
@@ -43,11 +43,15 @@ final class HelperProcess {
   /// What it says goes to our stderr from now on, and what it has said so far.
   func showOutput() { output.show() }
 
+  /// Readable once nobody can say anything in its name any more: it has ended, or is about to.
+  var endDescriptor: Int32 { output.end.fileDescriptor }
+
   /// Looks whether it has ended, by itself.
   ///
+  /// - Parameter milliseconds: how long to wait for that.
   /// - Returns: how, in a sentence; nil while it runs.
-  func ended() -> String? {
-    if status == nil { status = command.exitStatus() }
+  func ended(within milliseconds: Int = 0) -> String? {
+    if status == nil { status = command.exitStatus(milliseconds: milliseconds) }
     guard let status else { return nil }
     // The last words may still be on their way.
     reader.join()
@@ -81,6 +85,10 @@ private final class HelperOutput: Sendable {
 
   private let state = Mutex(State())
   private static let bound = 16
+  /// Signalled when nobody can write any more.
+  let end: EventCounter
+
+  init() throws { end = try EventCounter() }
 
   var lines: [String] { state.withLock { $0.kept } }
 
@@ -110,6 +118,7 @@ private final class HelperOutput: Sendable {
       if pending.count > 1 << 16 { pending.removeAll() }
     }
     if !pending.isEmpty { take(pending[...]) }
+    end.signal()
   }
 
   private func take(_ bytes: ArraySlice<UInt8>) {

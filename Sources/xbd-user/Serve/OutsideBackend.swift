@@ -28,6 +28,8 @@ final class OutsideBackend {
   private let disk: QEMUDisk?
   /// The command of the process that serves it; nil when the user starts one.
   private let command: [String]?
+  /// What the first of them takes besides: no other may make an image of nothing where the one that was served is gone.
+  private var creation: [String] = []
   private let name: String
   private var helper: HelperProcess?
   /// Tells of a backend whose process has left the host.
@@ -69,7 +71,8 @@ final class OutsideBackend {
       command =
         [own, "backend", image, "--loopback", host.directory, "--device", "\(nodes.virtualDevice)"]
         + ["--max-queues", "\(queues)", "--with-parent"] + (readOnly ? ["--read-only"] : [])
-        + storage.commandLine
+        + storage.behaviour
+      creation = storage.creation
     case .qemu:
       guard access(QEMUDisk.program, X_OK) == 0 else {
         throw Failure("\(QEMUDisk.program) is missing: install the package qemu-system-xen")
@@ -114,7 +117,8 @@ final class OutsideBackend {
   /// Starts the backend's process, or tells the user how to.
   private func start() throws {
     if let command {
-      helper = try HelperProcess(name, command)
+      helper = try HelperProcess(name, command + creation)
+      creation = []
       return
     }
     let variables = try DropIn.variables(
@@ -142,14 +146,18 @@ final class OutsideBackend {
   /// Readable when a backend may have ended: `takeDeath` knows.
   var lostDescriptor: Int32 { lost.counter.fileDescriptor }
 
+  /// Readable when the backend's program, if it is ours, has ended or is about to.
+  var endDescriptor: Int32? { helper?.endDescriptor }
+
   /// Looks whether the backend's program has ended.
   ///
+  /// - Parameter milliseconds: how long to wait for that.
   /// - Returns: a sentence about how; nil while it runs.
-  func takeDeath() -> String? {
+  func takeDeath(within milliseconds: Int = 0) -> String? {
     // Taken whoever the backend is: it would be readable for ever.
     let isLost = lost.counter.drain()
     if command == nil { return isLost ? "the backend's process has ended" : nil }
-    guard let sentence = helper?.ended() else { return nil }
+    guard let sentence = helper?.ended(within: milliseconds) else { return nil }
     helper = nil
     return sentence
   }

@@ -27,6 +27,8 @@ final class ServeSession {
   private let outside: OutsideBackend?
   private let reconnects: Bool
   private let changed: Changed
+  /// How the backend ended that was to be the next one; nil once there is one.
+  private var failedReplacement: String?
   /// Nobody runs the queues any more.
   private var isOver = false
 
@@ -87,9 +89,11 @@ final class ServeSession {
         }
       }
       switch device.state {
-      case .connecting, .connected, .reconnecting, .closing: break
+      case .connected: failedReplacement = nil
+      case .connecting, .reconnecting, .closing: break
       case .closed: return gone("\(device.location.device) was taken away by its backend", child)
-      case .failed(let error): return gone(error.message, child)
+      case .failed(let error):
+        return gone([error.message, failedReplacement].compactMap(\.self).joined(separator: "; "), child)
       }
       if let sentence = lookAfterBackend() { return gone(sentence, child) }
     }
@@ -110,7 +114,12 @@ final class ServeSession {
       let isAgain = device.state == .reconnecting
       device.backendDied(sentence)
       if reconnects {
-        if isAgain { outside.replaceLater() } else { outside.replace() }
+        if isAgain {
+          failedReplacement = sentence
+          outside.replaceLater()
+        } else {
+          outside.replace()
+        }
       }
     }
     do {

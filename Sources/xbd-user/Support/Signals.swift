@@ -70,11 +70,14 @@ struct Signals: ~Copyable {
   /// Takes a signal that has come.
   ///
   /// - Returns: its number; nil when none waits.
-  func next() -> Int32? {
+  func next() -> Int32? { nextWithSender()?.number }
+
+  /// Takes a signal that has come, and who sent it: a process, or 0 for the kernel and what is not of this namespace.
+  func nextWithSender() -> (number: Int32, sender: pid_t)? {
     var information = signalfd_siginfo()
     let size = MemoryLayout<signalfd_siginfo>.size
     guard read(descriptor.raw, &information, size) == size else { return nil }
-    return Int32(information.ssi_signo)
+    return (Int32(information.ssi_signo), pid_t(bitPattern: information.ssi_pid))
   }
 
   /// Lets a child have the signals as every program expects them.

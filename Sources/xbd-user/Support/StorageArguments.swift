@@ -4,6 +4,7 @@
 
 public import ArgumentParser
 public import XbdBack
+internal import XenLoopback
 
 extension BackendProfile: ExpressibleByArgument {}
 
@@ -62,8 +63,8 @@ struct StorageArguments: ParsableArguments {
       "The seed of faults that come at random; without one, a new one is printed.", valueName: "n"))
   var faultSeed: UInt64?
 
-  /// The options as another process takes them.
-  var commandLine: [String] { (size.map { ["--size", $0] } ?? []) + behaviour }
+  /// What creates the image, as a command line has it; empty when nothing does.
+  var creation: [String] { size.map { ["--size", $0] } ?? [] }
 
   /// What was said about how the backend behaves, as a command line has it; empty when nothing was.
   var behaviour: [String] {
@@ -88,6 +89,12 @@ struct StorageArguments: ParsableArguments {
     return words
   }
 
+  mutating func validate() throws {
+    if let sectorSize, sectorSize != 512, sectorSize != 4096 {
+      throw ValidationError("--sector-size takes 512 or 4096, not \(sectorSize)")
+    }
+  }
+
   /// Milliseconds in which a backend that was killed may let go of its image.
   static let lockPatience: UInt64 = 1000
 
@@ -95,6 +102,11 @@ struct StorageArguments: ParsableArguments {
   ///
   /// - Parameter specification: a path, memory:SIZE or null:SIZE.
   func open(_ specification: String, readOnly: Bool) throws -> any Storage {
+    guard !LoopbackHost.isServing(specification) else {
+      throw Failure(
+        "\(specification) is the directory of a loopback host, not an image; name one of its devices too, as in "
+          + "\"xvda --loopback \(specification)\"")
+    }
     let kind = try StorageSpecification(parsing: specification)
     if size != nil {
       guard case .file = kind else {

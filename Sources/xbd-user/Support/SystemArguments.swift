@@ -39,7 +39,8 @@ enum Systems {
     } catch  where access("/dev/xen/evtchn", F_OK) != 0 {
       throw missing("/dev/xen/evtchn", instead)
     }
-    if access("/dev/xen/evtchn", F_OK) == 0, access(grants, F_OK) != 0 {
+    // What a drop-in has is no file of this machine.
+    if getenv("XBD_LOOPBACK") == nil, access("/dev/xen/evtchn", F_OK) == 0, access(grants, F_OK) != 0 {
       throw missing(grants, instead)
     }
     return system
