@@ -14,7 +14,8 @@ extension QueueCore {
       return true
     case .write, .writeZeroes, .discard:
       if operations[slot].isUnaligned, operations[slot].command != .discard {
-        guard alone < 0 || alone == slot else { return false }
+        // Behind one that was given up the gate is ours and shut: who came in now would open it at its end.
+        guard !keepsGateShut, alone < 0 || alone == slot else { return false }
         // From here on others hold back, even if those in flight have to end first.
         alone = slot
         guard gate.enterAlone(queue: index) else { return false }
@@ -39,8 +40,8 @@ extension QueueCore {
 
   /// Keeps the gate shut behind an unaligned write that is given up, if the backend may still write its sectors.
   ///
-  /// It would do so with what had been read of them before, and undo whoever writes there meanwhile. The gate opens when
-  /// every queue has let go of its ring (`resume`), or never.
+  /// It would do so with what had been read of them before, and undo whoever writes there meanwhile. The gate opens with
+  /// the next ring (`resume`), for which that backend has let go of the last one, or never.
   ///
   /// - Parameter isAtBackend: whether it is, though not in our own ring.
   mutating func keepGateShut(_ slot: Int32, isAtBackend: Bool) {

@@ -342,6 +342,8 @@ import Testing
       QueueSetup(isInline: false, keepsWrites: true), index: 2, gate: gate, disk: host.backend.disk)
     host.backend.judge = { $0.operation == 1 ? .hold : .serve }
     guest.submit(.write, 777, 100, data: [UInt8](repeating: 5, count: 100))
+    // Its turn is after the first, also when that comes back as given up.
+    guest.submit(.write, 900, 100, data: [UInt8](repeating: 6, count: 100))
     Self.settle(host, guest)
     #expect(host.backend.held.count == 1)
     host.backend.setIndex(.responseProducer, 99)
@@ -359,7 +361,11 @@ import Testing
     guest.control.tell { $0.relay = Relay(host: host.control, parameters: host.setup.parameters) }
     Self.settle(host, guest)
     third.settle()
+    Self.settle(host, guest)
+    #expect(guest.takeStatuses() == [.okay])
     #expect(third.takeStatuses() == [.okay])
+    let isKept = [host.diskBytes[512], host.diskBytes[899], host.diskBytes[1000], host.diskBytes[1023]]
+    #expect(isKept == [9, 9, 9, 9])
   }
 
   @Test func regression_aDrainWaitsForWhatIsOnItsWayToAnotherQueue() throws {

@@ -144,11 +144,20 @@ import Testing
     first.loseBackend()
     second.settle()
     #expect(second.takeStatuses().isEmpty && second.backend.log.isEmpty)
-    // The next ring comes after every queue has let go: whatever comes of the last one has come.
-    try first.reconnect()
+    // Nor does one of its own come in, which would find the gate opened in its middle.
+    first.submit(.write, 100, 5, data: [1, 2, 3, 4, 5])
     first.settle()
     second.settle()
-    #expect(second.takeStatuses() == [.okay])
+    #expect(second.takeStatuses().isEmpty && second.backend.log.isEmpty)
+    // The next ring comes when the backend has let go of the last: whatever comes of that has come.
+    try first.reconnect()
+    ReconnectTests.settle(first, second)
+    first.backend.judge = { _ in .serve }
+    first.backend.answerHeld()
+    ReconnectTests.settle(first, second)
+    #expect(first.takeStatuses() == [.okay] && second.takeStatuses() == [.okay])
+    let isKept = first.backend.disk[105..<512].allSatisfy { $0 == 9 }
+    #expect(isKept)
   }
 
   @Test func regression_unalignedWritesOfOneQueueDoNotStarveTheOthers() throws {
