@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "include/cxen_posix.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
@@ -30,6 +31,11 @@ int cxen_set_batch(int on) {
     return sched_setscheduler(0, on ? SCHED_BATCH : SCHED_OTHER, &none);
 }
 int cxen_end_with_parent(int signal) { return prctl(PR_SET_PDEATHSIG, signal); }
+int cxen_has_own_libxen(void) {
+    Dl_info from;
+    void *function = dlsym(RTLD_DEFAULT, "xenevtchn_open");
+    return function == NULL || dladdr(function, &from) == 0 || strstr(from.dli_fname, "libxenevtchn") != NULL;
+}
 int cxen_gettid(void) { return (int)gettid(); }
 int cxen_set_thread_name(const char *name) {
     char shortened[16];

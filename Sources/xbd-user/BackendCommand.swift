@@ -94,7 +94,9 @@ struct BackendCommand: ParsableCommand {
     let system = try system()
     let store = try system.openXenStore()
     let directories = try locate(store)
-    if loopback == nil, let claim = KernelBackend().claim(on: directories) { throw Failure(claim) }
+    if system.sharesDevicesWithKernel, let claim = KernelBackend().claim(on: directories) {
+      throw Failure(claim)
+    }
     let events = try BackendEvents()
     let ownsNodes = backendPath == nil
     var origin = DeviceDirectories.Origin.found
@@ -140,8 +142,8 @@ struct BackendCommand: ParsableCommand {
 
   /// Takes the signals that have come.
   ///
-  /// - Parameter parent: whoever started this command and ends it when it is done with the device. A signal to all of a service,
-  ///   or of a terminal, comes to that one too, which has yet to flush the device.
+  /// - Parameter parent: whoever started this command and ends it when it is done with the device. A signal to all of a service
+  ///   comes to that one too, which has yet to flush the device.
   /// - Returns: whether one of them is to be followed.
   private func isToldToEnd(_ signals: borrowing Signals, by parent: pid_t?) -> Bool {
     while let (_, sender) = signals.nextWithSender() {

@@ -22,11 +22,9 @@ struct XbdUser: ParsableCommand {
   static func main() {
     // What is opened first must not be what others write to: an image that got the number of stderr would have log
     // lines written into it.
-    while case let null = open("/dev/null", O_RDWR), null >= 0 {
-      guard null <= STDERR_FILENO else {
-        close(null)
-        break
-      }
+    for descriptor in [STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO] where fcntl(descriptor, F_GETFD) < 0 {
+      // The lowest that is free. A result that nobody takes is an error all the same.
+      _ = open("/dev/null", descriptor == STDOUT_FILENO ? O_RDONLY : O_RDWR)
     }
     main(nil)
   }

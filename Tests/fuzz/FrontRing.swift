@@ -233,11 +233,13 @@ private final class FrontRingFuzzer {
       let ended = poll()
       guard !submitted.isEmpty else { return }
       // Only who sleeps has nothing more to do; what it sleeps for is an answer.
-      guard ended || queue.hasMore || !published.isEmpty || !queue.armWakeup() else { break }
-    }
-    // Pages that the domain refuses may come later; time brings those back, and there is none here.
-    guard arena.hasRefused || !isHonest else {
-      violated("an honest backend's frontend ends everything: \(submitted.count) are left")
+      guard ended || queue.hasMore || !published.isEmpty || !queue.armWakeup() else {
+        // Pages that the domain refuses may come later; time brings those back, and there is none here.
+        guard arena.hasRefused || !isHonest else {
+          violated("an honest backend's frontend ends everything: \(submitted.count) are left")
+        }
+        return
+      }
     }
   }
 

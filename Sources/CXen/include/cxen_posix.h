@@ -26,6 +26,8 @@ int cxen_gettid(void);
 // PR_SET_PDEATHSIG: the signal that this process gets when the thread that started it is gone; survives exec.
 int cxen_end_with_parent(int signal);
 int cxen_set_thread_name(const char *name);
+// Whether libxenevtchn's functions are that library's own, and not those of one that was preloaded in its place.
+int cxen_has_own_libxen(void);
 
 // fcntl with an argument, which is variadic in C.
 int cxen_get_status_flags(int fd);

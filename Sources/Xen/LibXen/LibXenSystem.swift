@@ -33,10 +33,7 @@ public struct LibXenSystem: XenSystem {
 
   /// This machine's kernel is in the same domain, unless the libraries are a preloaded drop-in's: their domain has no
   /// devices of the machine's own xenbus.
-  public var sharesDevicesWithKernel: Bool {
-    // SAFETY: a constant string; what it says is not looked at.
-    unsafe getenv("XBD_LOOPBACK") == nil
-  }
+  public var sharesDevicesWithKernel: Bool { cxen_has_own_libxen() != 0 }
 
   /// Opens /dev/xen/gntalloc.
   public func openGrantSharing() throws(XenError) -> any GrantSharing { try LibXenGrantSharing() }

@@ -86,10 +86,13 @@ struct ChildCommand {
 
   /// Asks the program to end, and ends it when it has not done so in time.
   func end(milliseconds: Int) {
-    terminate()
-    // One that is stopped would not hear of it.
-    kill(process, SIGCONT)
-    if exitStatus(milliseconds: milliseconds) != nil { return }
+    // Again and again: one that has the same signal from somebody else and has not looked yet does not get ours.
+    for _ in 0...milliseconds / 500 {
+      terminate()
+      // One that is stopped would not hear of it.
+      kill(process, SIGCONT)
+      if exitStatus(milliseconds: min(milliseconds, 500)) != nil { return }
+    }
     kill(process, SIGKILL)
     var status: Int32 = 0
     waitpid(process, &status, 0)

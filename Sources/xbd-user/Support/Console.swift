@@ -31,18 +31,25 @@ enum Console {
     // A link, a device or a FIFO is written to as it stands, and so is a file in a directory that is not ours.
     if isNew || cxen_is_regular_file(status.st_mode) != 0 {
       let draft = "\(path).\(getpid())"
+      // One of a process that was killed and had our number.
+      unlink(draft)
       let file = open(draft, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o644)
       if file >= 0 {
         defer { close(file) }
-        if !isNew { fchmod(file, status.st_mode & 0o777) }
-        guard write(text, to: file), rename(draft, path) == 0 else {
+        let isAlike =
+          isNew
+          || fchown(file, status.st_uid, status.st_gid) == 0 && fchmod(file, status.st_mode & 0o777) == 0
+        guard write(text, to: file) else {
           let error = failure()
           unlink(draft)
           throw error
         }
-        return
+        if isAlike, rename(draft, path) == 0 { return }
+        // Somebody else's, or one that is mounted there by itself: there is room for it, as the draft has shown.
+        unlink(draft)
+      } else if ![EACCES, EPERM, EROFS, ENAMETOOLONG].contains(errno) {
+        throw failure()
       }
-      guard [EACCES, EPERM, EROFS].contains(errno) else { throw failure() }
     }
     // A FIFO that nobody reads is not waited for.
     let file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NONBLOCK, 0o644)
