@@ -34,7 +34,9 @@ int cxen_end_with_parent(int signal) { return prctl(PR_SET_PDEATHSIG, signal); }
 int cxen_has_own_libxen(void) {
     Dl_info from;
     void *function = dlsym(RTLD_DEFAULT, "xenevtchn_open");
-    return function == NULL || dladdr(function, &from) == 0 || strstr(from.dli_fname, "libxenevtchn") != NULL;
+    if (function == NULL || dladdr(function, &from) == 0) return 1;
+    const char *slash = strrchr(from.dli_fname, '/');
+    return strstr(slash != NULL ? slash : from.dli_fname, "libxenevtchn") != NULL;
 }
 int cxen_gettid(void) { return (int)gettid(); }
 int cxen_set_thread_name(const char *name) {

@@ -87,7 +87,7 @@ struct ChildCommand {
   /// Asks the program to end, and ends it when it has not done so in time.
   func end(milliseconds: Int) {
     // Again and again: one that has the same signal from somebody else and has not looked yet does not get ours.
-    for _ in 0...milliseconds / 500 {
+    for _ in 0..<max(1, milliseconds / 500) {
       terminate()
       // One that is stopped would not hear of it.
       kill(process, SIGCONT)
