@@ -42,23 +42,22 @@ extension BackendDevice {
   private func publishSize() {
     setSectorCount(storage.byteCount)
     let publication = configuration.publication
-    let isEarly: Bool
-    switch machine.own {
-    case .initialising: isEarly = publication.initialising.contains(.size)
-    case .initWait: isEarly = (publication.initialising + publication.initWait).contains(.size)
-    case .connected: isEarly = queues.isEmpty
-    default: return
-    }
     let node = (Key.sectors, DeviceNodes.publishedSize(storage.byteCount, configuration))
-    // Nobody has connected yet, and whoever does may not find it written again.
-    if isEarly { return publish([node], nil) }
-    guard machine.own == .connected else { return }
-    switch configuration.sizeChange {
-    case .atOnce: publish([node], .connected)
-    case .inTwoSteps:
+    switch machine.own {
+    case .initialising where publication.initialising.contains(.size),
+      .initWait where (publication.initialising + publication.initWait).contains(.size),
+      .connected where queues.isEmpty:
+      // Nobody has connected yet, and whoever does may not find it written again.
       publish([node], nil)
-      announce()
-    case .silent: break
+    case .connected:
+      switch configuration.sizeChange {
+      case .atOnce: publish([node], .connected)
+      case .inTwoSteps:
+        publish([node], nil)
+        announce()
+      case .silent: break
+      }
+    default: break
     }
   }
 }
